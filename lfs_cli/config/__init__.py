@@ -1,0 +1,47 @@
+"""What can be set, and how a JSON file and `--set` become a checked, frozen object. Imports no torch."""
+
+from lfs_cli.config.loader import dump_config, explain, find_config, json_schema, load_config
+from lfs_cli.config.schema import (
+    AttentionBench,
+    BenchConfig,
+    DataConfig,
+    DownloadConfig,
+    GenerateConfig,
+    GenerationBench,
+    ModelBench,
+    ModelConfig,
+    OptimizerBench,
+    OptimizerGroup,
+    ReportConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    Settings,
+    TokenizeConfig,
+    TokenizerBench,
+    TrainConfig,
+)
+
+__all__ = [
+    "AttentionBench",
+    "BenchConfig",
+    "DataConfig",
+    "DownloadConfig",
+    "GenerateConfig",
+    "GenerationBench",
+    "ModelBench",
+    "ModelConfig",
+    "OptimizerBench",
+    "OptimizerGroup",
+    "ReportConfig",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "Settings",
+    "TokenizeConfig",
+    "TokenizerBench",
+    "TrainConfig",
+    "dump_config",
+    "explain",
+    "find_config",
+    "json_schema",
+    "load_config",
+]
