@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}",
-            hint="write one object, such as `{\"steps\": 100}`; JSON has no comments and no trailing commas",
+            hint='write one object, such as `{"steps": 100}`; JSON has no comments and no trailing commas',
         ) from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply", hint="write one object of settings") from None

@@ -1,0 +1,200 @@
+"""Where files lie: the names of everything in the data folder and in the folder of one run.
+
+No other module spells these names. The data folder is `data/` in the current folder, or what `LFS_DATA` names.
+
+    data/raw/<dataset>/            train.txt, valid.txt, manifest.json
+    data/tokenizers/<name>/        tokenizer.json
+    data/tokens/<name>/            train-00000.bin, valid-00000.bin, manifest.json
+    data/runs/<run>/               config.json, environment.json, metrics.jsonl, samples.md, result.json, checkpoints/
+    data/benchmarks/               <machine>.jsonl
+    data/output.md                 one row a run
+"""
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from lfs_cli.errors import CheckpointError, ConfigError, did_you_mean
+
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The folder that all commands read and write.
+
+    Args:
+        root: Its path. It need not exist yet.
+    """
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> "DataFolder":
+        """Return the folder that the environment variable `LFS_DATA` names, else `data` in the current folder."""
+        return cls(Path(os.environ.get("LFS_DATA") or "data"))
+
+    def raw(self, dataset: str) -> Path:
+        """Return the folder of a dataset's text."""
+        return self.root / "raw" / check_name(dataset)
+
+    def tokenizer(self, name: str) -> Path:
+        """Return the folder of a learned tokenizer."""
+        return self.root / "tokenizers" / check_name(name)
+
+    def tokens(self, name: str) -> Path:
+        """Return the folder of a dataset's token shards."""
+        return self.root / "tokens" / check_name(name)
+
+    @property
+    def runs(self) -> Path:
+        """Folder of all runs."""
+        return self.root / "runs"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Folder of all benchmark records."""
+        return self.root / "benchmarks"
+
+    @property
+    def table(self) -> Path:
+        """The experiment table."""
+        return self.root / "output.md"
+
+    def all_runs(self) -> list["RunFolder"]:
+        """Return every run, the oldest first."""
+        if not self.runs.is_dir():
+            return []
+        folders = [path for path in self.runs.iterdir() if (path / "config.json").is_file()]
+        return [RunFolder(path) for path in sorted(folders, key=lambda path: (_born(path), path.name))]
+
+    def find_run(self, name: str = "") -> "RunFolder":
+        """Return the run called ``name``, or the newest one that has a checkpoint.
+
+        Args:
+            name: Path of a run folder, or its name in this data folder, or a part that only one name has.
+
+        Raises:
+            CheckpointError: When there is no such run, or the part fits several.
+        """
+        runs = self.all_runs()
+        if not name:
+            trained = [run for run in runs if run.checkpoint_steps()]
+            if not trained:
+                raise CheckpointError(f"no trained run in {self.runs}", hint="run `lfs train quickstart.json` first")
+            return trained[-1]
+        for path in (Path(name), self.runs / name):
+            if (path / "config.json").is_file():
+                return RunFolder(path)
+        fitting = [run for run in runs if name in run.name]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            names = ", ".join(run.name for run in fitting)
+            raise CheckpointError(f"`{name}` fits {len(fitting)} runs", hint=f"choose one of: {names}")
+        hint = did_you_mean(name, [run.name for run in runs]) if runs else "run `lfs train quickstart.json` first"
+        raise CheckpointError(f"no run `{name}` in {self.runs}", hint=hint)
+
+    def new_run(self, name: str) -> "RunFolder":
+        """Create and return an empty run folder called `<date>-<name>-<4 hex digits>`."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+        while True:
+            path = self.runs / f"{date.today().isoformat()}-{name}-{secrets.token_hex(2)}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return RunFolder(path)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """All files of one run. It explains itself, with no code at hand.
+
+    Args:
+        path: The run's folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        """The whole resolved config; loads back as itself."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Command line, git commit, versions and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One record a line, appended; safe to tail."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What the model wrote at each evaluation."""
+        return self.path / "samples.md"
+
+    @property
+    def result(self) -> Path:
+        """The run's row of the experiment table."""
+        return self.path / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, with `latest` and `best`, which hold the name of one each."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint after ``step`` steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, in order."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = [_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir()]
+        return sorted(int(match[1]) for match in matches if match)
+
+    def latest(self) -> Path:
+        """Return the newest checkpoint. Raises CheckpointError when there is none."""
+        return self._named("latest")
+
+    def best(self) -> Path:
+        """Return the checkpoint with the lowest validation loss. Raises CheckpointError when there is none."""
+        return self._named("best")
+
+    def _named(self, pointer: str) -> Path:
+        file = self.checkpoints / pointer
+        name = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        if _STEP.fullmatch(name) and (self.checkpoints / name).is_dir():
+            return self.checkpoints / name
+        steps = self.checkpoint_steps()
+        if not steps:
+            raise CheckpointError(f"no checkpoint in {self.path}", hint="choose another run: `lfs report` lists them")
+        return self.checkpoint(steps[-1])
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` when it can be a folder of its own, else raise ConfigError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"`{name}` cannot name a folder",
+            hint="use letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
+        )
+    return name
+
+
+def _born(path: Path) -> float:
+    """Return when a run began: its config is written once, at the start."""
+    return (path / "config.json").stat().st_mtime
