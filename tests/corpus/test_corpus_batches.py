@@ -1,0 +1,180 @@
+import math
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfs_cli.corpus.batches import Batches, sample_batch
+from lfs_cli.corpus.shards import Tokens, write_shards
+from lfs_cli.errors import ConfigError, DataError
+
+COUNTING = np.arange(1_000, dtype=np.uint16)
+
+
+def batches(tokens=COUNTING, **options) -> Batches:
+    return Batches(Tokens.of(tokens), **({"batch_size": 4, "context_length": 8, "seed": 0} | options))
+
+
+def test_targets_are_the_tokens_moved_by_one() -> None:
+    tokens_BT, targets_BT = batches().at(3)
+    assert tokens_BT.shape == targets_BT.shape == (4, 8)
+    assert tokens_BT.dtype == targets_BT.dtype == torch.int64
+    assert tokens_BT.is_contiguous()
+    assert targets_BT.is_contiguous()
+    assert torch.equal(targets_BT, tokens_BT + 1)
+    assert torch.equal(tokens_BT, tokens_BT[:, :1] + torch.arange(8))
+
+
+def test_the_windows_of_a_seed_never_change() -> None:
+    first = [batches(seed=7).at(step)[0][:, 0].tolist() for step in (0, 1, 1_000_000)]
+    assert first == [[452, 807, 984, 210], [445, 662, 215, 852], [64, 709, 940, 117]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), rows=st.integers(1, 6), ranks=st.integers(1, 4))
+def test_ranks_together_see_the_batch_of_one(seed: int, step: int, rows: int, ranks: int) -> None:
+    options = {"batch_size": rows * ranks, "seed": seed}
+    alone = batches(**options).at(step)
+    shares = [batches(**options, rank=rank, ranks=ranks).at(step) for rank in range(ranks)]
+    for whole, parts in zip(alone, zip(*shares, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+def test_any_step_can_be_asked_for_first() -> None:
+    going = batches()
+    walked = [going.at(step)[0] for step in range(6)]
+    assert torch.equal(batches().at(5)[0], walked[5])
+    assert len({tuple(tokens_BT[:, 0].tolist()) for tokens_BT in walked}) == 6
+
+
+def test_a_larger_batch_begins_with_the_smaller_one() -> None:
+    assert torch.equal(batches(batch_size=9).at(2)[0][:4], batches().at(2)[0])
+
+
+@pytest.mark.parametrize("draw", ["at", "sample_batch"])
+def test_all_windows_are_equally_likely(draw: str) -> None:
+    torch.manual_seed(0)
+    tokens, context_length, steps, rows = COUNTING[:100], 7, 1_000, 32
+    source = batches(tokens, batch_size=rows, context_length=context_length)
+    starts = len(tokens) - context_length
+    draws = [
+        source.at(step)[0][:, 0] if draw == "at" else sample_batch(tokens, rows, context_length, "cpu")[0][:, 0]
+        for step in range(steps)
+    ]
+    counts = torch.cat(draws).bincount(minlength=starts)
+
+    assert len(counts) == starts  # the last possible start is drawn, and none beyond it
+    expected = steps * rows / starts
+    deviation = math.sqrt(steps * rows * (1 / starts) * (1 - 1 / starts))
+    assert (counts - expected).abs().max() < 5 * deviation
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert abs(chi_square - (starts - 1)) < 5 * math.sqrt(2 * (starts - 1))
+
+
+def test_rows_and_steps_are_independent() -> None:
+    starts = torch.stack(
+        [batches(batch_size=64, seed=seed).at(step)[0][:, 0] for seed in (0, 1) for step in range(200)]
+    )
+    table = np.corrcoef(starts.numpy()) - np.eye(400)
+    assert np.abs(table).max() < 6 / math.sqrt(64)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    length=st.integers(2, 400),
+    context_length=st.integers(1, 20),
+    batch_size=st.integers(1, 7),
+    limit=st.integers(1, 9),
+    ranks=st.integers(1, 3),
+)
+def test_sequential_windows_are_whole_batches_in_order(length, context_length, batch_size, limit, ranks) -> None:
+    context_length = min(context_length, length - 1)
+    batch_size *= ranks
+    options = {"batch_size": batch_size, "context_length": context_length}
+    shares = [
+        list(batches(COUNTING[:length], **options, rank=rank, ranks=ranks).sequential(limit)) for rank in range(ranks)
+    ]
+    rows = sorted(row for share in shares for tokens_BT, _ in share for row in tokens_BT[:, 0].tolist())
+
+    windows = (length - 1) // context_length
+    expected = min(limit * batch_size, windows // batch_size * batch_size) or windows
+    assert len(rows) == expected
+    assert all(start % context_length == 0 for start in rows)
+    assert np.diff(rows).min(initial=context_length) >= context_length
+    assert all(torch.equal(targets_BT, tokens_BT + 1) for share in shares for tokens_BT, targets_BT in share)
+
+
+def test_sequential_batches_are_spread_over_the_whole_text() -> None:
+    starts = [tokens_BT[:, 0].tolist() for tokens_BT, _ in batches(batch_size=2).sequential(3)]
+    assert starts == [[0, 160], [328, 496], [656, 824]]
+
+
+def test_a_short_text_gives_one_smaller_batch() -> None:
+    (only,) = batches(COUNTING[:30], batch_size=16).sequential(5)
+    assert only[0].shape == (3, 8)
+
+
+def test_windows_cross_the_borders_of_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, "train", [COUNTING], vocab_size=1_000, tokenizer_hash="00" * 32, shard_tokens=5)
+    tokens = Tokens.open(tmp_path, "train")
+    cut = Batches(tokens, batch_size=16, context_length=20, seed=3).at(0)
+    assert torch.equal(cut[0], batches(batch_size=16, context_length=20, seed=3).at(0)[0])
+
+
+def test_sample_batch_follows_the_global_generator() -> None:
+    torch.manual_seed(5)
+    first = sample_batch(COUNTING, 8, 16, "cpu")
+    torch.manual_seed(5)
+    again = sample_batch(COUNTING, 8, 16, torch.device("cpu"))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], first[0] + 1)
+    assert first[0].shape == (8, 16)
+    assert first[0].dtype == torch.int64
+
+
+def test_sample_batch_names_a_device_that_is_not_there() -> None:
+    with pytest.raises((RuntimeError, AssertionError), match="CUDA"):
+        sample_batch(COUNTING, 2, 4, "cuda:99")
+
+
+def test_a_mapped_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "ids.bin"
+    np.zeros(4_000_000, dtype=np.uint16).tofile(path)
+    mapped = np.memmap(path, dtype=np.uint16, mode="r")
+    tracemalloc.start()
+    sample_batch(mapped, 4, 16, "cpu")
+    batches(mapped).at(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_the_shortest_text_has_one_window() -> None:
+    tokens_BT, targets_BT = batches(COUNTING[:9]).at(0)
+    assert tokens_BT.tolist() == [list(range(8))] * 4
+    assert targets_BT.tolist() == [list(range(1, 9))] * 4
+
+
+@pytest.mark.parametrize(
+    ("length", "hint"),
+    [
+        (8, "use a longer text or set the context length to at most 7"),
+        (1, "use a longer text"),
+        (0, "use a longer text"),
+    ],
+)
+def test_a_text_shorter_than_a_window_is_refused_with_numbers(length: int, hint: str) -> None:
+    for attempt in (batches, lambda tokens: sample_batch(tokens, 1, 8, "cpu")):
+        with pytest.raises(DataError, match=f"has {length} tokens, and a context of 8 needs at least 9") as caught:
+            attempt(COUNTING[:length])
+        assert caught.value.hint == hint
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`batch_size` \(4\) is not a multiple of the 3 processes") as caught:
+        batches(ranks=3)
+    assert caught.value.hint == "set `batch_size` to 6"
