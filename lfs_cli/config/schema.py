@@ -189,6 +189,9 @@ class SamplingConfig(Settings):
     min_p: Share = 0.0
     """Keep tokens at least this share as likely as the most likely one; 0 keeps all."""
 
+    others: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further registered samplers with their settings, applied last; a temperature of 0 overrules all."""
+
 
 class TrainConfig(Settings):
     """One experiment: data, model, optimizer and schedule, and what is recorded on the way."""
@@ -512,6 +515,9 @@ class GenerateConfig(Settings):
     run: str = ""
     """Run, run folder or checkpoint to use; by default the newest run."""
 
+    checkpoint: str = "best"
+    """Which checkpoint of the run: `best`, `latest` or the name of its folder, such as `step-000500`."""
+
     max_tokens: Count = 256
     """Tokens to write at most."""
 
@@ -532,6 +538,17 @@ class GenerateConfig(Settings):
 
     dtype: Dtype = "auto"
     """Type of the weights and products; `auto` is bfloat16 on CUDA, else float32."""
+
+    plugins: Names = ()
+    """Modules to import first, which may register parts of their own."""
+
+    @model_validator(mode="after")
+    def _samplers_exist(self) -> "GenerateConfig":
+        if not self.plugins:
+            for name, settings in self.sampling.others.items():
+                check_registered("sampler", "lfs_cli.generation", "SAMPLERS", name)
+                check_options("sampler", name, settings, catalogue("lfs_cli.generation", "SAMPLERS")[name])
+        return self
 
 
 class ReportConfig(Settings):
