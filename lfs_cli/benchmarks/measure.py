@@ -1,0 +1,299 @@
+"""How lfs measures: implementations take turns, round by round, and each is told by its median and spread.
+
+One measurement is one call, timed on its own. What must not count happens in `Candidate.prepare`. A round calls every
+candidate once, each round beginning with the next one, so that a machine that warms up or is busy for a moment treats
+all alike; a ratio to the baseline is then a ratio of medians from the same minutes. A candidate that runs out of memory
+or cannot run here stays in the result with the reason.
+
+Times on CUDA come from events, after the L2 cache was filled with something else; elsewhere from the wall clock.
+"""
+
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lfs_cli.benchmarks.machine import PeakMemory, free_bytes
+from lfs_cli.config import BenchConfig
+from lfs_cli.registry import Registry
+
+Row = dict[str, Any]
+Timer = Callable[[Callable[[], Any]], float]
+"""Calls a function once and returns the seconds it took."""
+
+SAFE_SHARE = 0.8
+"""Share of the free memory that a candidate may need without a GPU, where asking for more can stall the machine."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeated measurements of one thing.
+
+    Args:
+        seconds: One entry a run; at least one.
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Middle of the runs, in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Bounds of the middle half of the runs, in seconds."""
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0]
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+    def row(self) -> Row:
+        """Return the numbers that go into a record, in milliseconds."""
+        low, high = self.quartiles
+        spread = statistics.stdev(self.seconds) if len(self.seconds) > 1 else 0.0
+        milliseconds = {
+            "median_ms": self.median,
+            "q1_ms": low,
+            "q3_ms": high,
+            "min_ms": min(self.seconds),
+            "max_ms": max(self.seconds),
+            "mean_ms": statistics.fmean(self.seconds),
+            "std_ms": spread,
+        }
+        return {**{name: 1e3 * value for name, value in milliseconds.items()}, "runs": len(self.seconds)}
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation to be timed.
+
+    Args:
+        name: What it is called in the rows.
+        run: The call that is timed.
+        prepare: Called before each run, not timed.
+        needs_bytes: Estimated memory of one run; refused beforehand where it would not fit in the memory of a CPU.
+        unavailable: Why it cannot run here; None when it can.
+    """
+
+    name: str
+    run: Callable[[], Any] = _nothing
+    prepare: Callable[[], Any] = _nothing
+    needs_bytes: int = 0
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What became of a candidate.
+
+    Args:
+        timing: Its runs; None when there are none.
+        peak_bytes: Most memory held at once in one run, beyond what was held before `prepare`; None when not known.
+        status: ``ok``, ``out of memory`` or ``unavailable``.
+        note: Why it is not ``ok``.
+    """
+
+    timing: Timing | None = None
+    peak_bytes: int | None = None
+    status: str = "ok"
+    note: str = ""
+
+    def row(self, baseline: "Measurement | None" = None, baseline_name: str = "") -> Row:
+        """Return the numbers that go into a record. `speed_ratio` 2.0 means half the time of the baseline."""
+        timing = self.timing.row() if self.timing else dict.fromkeys(Timing((0.0,)).row())
+        ratio = None
+        if self.timing and baseline and baseline.timing and self.timing.median > 0:
+            ratio = baseline.timing.median / self.timing.median
+        return {
+            **timing,
+            "baseline": baseline_name,
+            "speed_ratio": ratio,
+            "peak_bytes": self.peak_bytes,
+            "status": self.status,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where parts are put to be measured: a device, a clock, and how often.
+
+    Args:
+        device: Where to compute.
+        dtype: Type of the numbers.
+        warmup: Runs of each candidate that are not counted.
+        repeats: Runs of each candidate that are counted.
+        max_seconds: Time after which a comparison stops early, but never before one counted round.
+        timer: Times one call; by default the right one for ``device``.
+        on_progress: Told the label of the work, how many runs are done and how many there will be.
+        text: Training text for the tokenizer; None for the built-in stories.
+        checkpoint: Folder of a trained model; None for random weights.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    warmup: int = 3
+    repeats: int = 10
+    max_seconds: float = 10.0
+    timer: Timer | None = None
+    on_progress: Callable[[str, int, int], None] = lambda label, done, total: None
+    text: Path | None = None
+    checkpoint: Path | None = None
+
+    def measure(self, label: str, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
+        """Return what became of each of ``candidates``, by name and in their order.
+
+        Args:
+            label: What is compared, for whoever watches.
+            candidates: Names must differ. None of them may keep memory from one run to the next.
+        """
+        trials = {candidate.name: _Trial(candidate, self.device) for candidate in candidates}
+        timer = self.timer or timer_for(self.device)
+        rounds = self.warmup + self.repeats
+        began = time.perf_counter()
+        late = False
+        for number in range(rounds):
+            is_counted = number >= self.warmup or late
+            for turn in range(len(candidates)):
+                candidate = candidates[(number + turn) % len(candidates)]
+                trials[candidate.name].run(timer, is_counted=is_counted)
+                self.on_progress(label, number * len(candidates) + turn + 1, rounds * len(candidates))
+            late = time.perf_counter() - began > self.max_seconds
+            if late and is_counted:
+                break
+        return {name: trial.result() for name, trial in trials.items()}
+
+
+@dataclass
+class _Trial:
+    """One candidate on its way through the rounds."""
+
+    candidate: Candidate
+    device: torch.device
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    has_run: bool = False
+    status: str = "ok"
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.candidate.unavailable is not None:
+            self.status, self.note = "unavailable", self.candidate.unavailable
+            return
+        free = None if self.device.type == "cuda" else free_bytes(self.device)  # CUDA's own refusal harms nobody
+        if free is not None and self.candidate.needs_bytes > SAFE_SHARE * free:
+            needed, left = self.candidate.needs_bytes / 1e9, free / 1e9
+            self.status, self.note = "out of memory", f"needs about {needed:,.1f} GB, and {left:,.1f} GB are free"
+
+    def run(self, timer: Timer, *, is_counted: bool) -> None:
+        if self.status != "ok":
+            return
+        try:
+            if not self.has_run:
+                self.has_run = True
+                self._measure_memory()
+            self.candidate.prepare()
+            seconds = timer(self.candidate.run)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.status, self.note = "out of memory", _amount_asked(error)
+            self.seconds.clear()
+            self.peak_bytes = None
+        else:
+            if is_counted:
+                self.seconds.append(seconds)
+            return
+        release_memory(self.device)  # after the handler, whose traceback still held the tensors
+
+    def _measure_memory(self) -> None:
+        """Run once, uncounted, with the memory meter on: reading it would disturb a run that is timed."""
+        memory = PeakMemory(self.device)
+        memory.start()
+        self.candidate.prepare()
+        memory.reset()
+        self.candidate.run()
+        self.peak_bytes = memory.peak_bytes()
+
+    def result(self) -> Measurement:
+        timing = Timing(tuple(self.seconds)) if self.seconds else None
+        return Measurement(timing, self.peak_bytes, self.status, self.note)
+
+
+def timer_for(device: torch.device) -> Timer:
+    """Return the timer that is right for ``device``: CUDA events, or a clock around finished work."""
+    if device.type == "cuda":
+        return _cuda_timer(device)
+    wait = torch.mps.synchronize if device.type == "mps" else _nothing
+
+    def by_clock(run: Callable[[], Any]) -> float:
+        wait()
+        began = time.perf_counter()
+        result = run()
+        wait()
+        seconds = time.perf_counter() - began
+        del result  # freeing it is not part of the work
+        return seconds
+
+    return by_clock
+
+
+def _cuda_timer(device: torch.device) -> Timer:
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    other = torch.empty(max(2 * cache_bytes, 1 << 20), dtype=torch.uint8, device=device)
+
+    def by_events(run: Callable[[], Any]) -> float:
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        other.zero_()  # a kernel that finds its inputs in the L2 cache looks faster than it is in a model
+        start.record()
+        result = run()
+        stop.record()
+        stop.synchronize()
+        del result
+        return start.elapsed_time(stop) / 1e3
+
+    return by_events
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` means that an allocation was refused, by CUDA, MPS, or the system."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a failed attempt left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _amount_asked(error: BaseException) -> str:
+    """Return the amount that was refused, as far as the message tells."""
+    found = re.search(r"[Tt]ried to allocate ([\d.]+ ?(?:[KMGT]i?B|bytes))", str(error))
+    return f"{found[1]} were refused" if found else ""
+
+
+class Benchmark(Protocol):
+    """Measures one part of lfs beside a baseline."""
+
+    def __call__(self, settings: BenchConfig, bench: Bench) -> list[Row]:
+        """Return one row for each thing measured."""
+        ...
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", room="lfs_cli.benchmarks")
