@@ -1,0 +1,202 @@
+"""Attention: each position mixes the values of those before it, by the similarity of its query to their keys.
+
+    o_t = sum_s p_ts v_s          p_t = softmax_s(q_t . k_s / sqrt(D)), over s <= t
+
+A backend is a function of queries (B, T, H, D), keys and values (B, S, G, D); query head h reads key/value head
+h G / H. The last query sits at the last key, so T < S means that the first S - T keys come from a cache:
+
+    T = 2, S = 5:   1 1 1 1 0
+                    1 1 1 1 1
+
+`reference` is the definition, `standard` the same in the input's own type with all B x H x T x S scores in memory,
+`flash` a kernel that never stores them. `auto` is a choice between the last two, made by `resolve_attention`.
+
+Sources: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), eq. 1.
+         Ainslie et al., "GQA", 2023 (arXiv:2305.13245), for key/value heads that query heads share.
+         Henry et al., "Query-Key Normalization for Transformers", 2020 (arXiv:2010.04245); here RMSNorm before RoPE.
+"""
+
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lfs_cli.errors import DeviceError
+from lfs_cli.kernels import flash_attention as flash
+from lfs_cli.model.cache import KVCache
+from lfs_cli.model.layers import Linear, softmax
+from lfs_cli.model.norm import RMSNorm
+from lfs_cli.model.rope import RotaryEmbedding
+from lfs_cli.registry import Registry
+
+
+class Attend(Protocol):
+    """Mix values by the similarity of queries to keys: softmax(q k^T / sqrt(D)) v, head by head."""
+
+    def __call__(self, q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor: ...
+
+
+ATTENTION: Registry[Attend] = Registry("attention backend", room="lfs_cli.model")
+
+
+@ATTENTION.register("reference")
+def attend_reference(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor:
+    """The definition, at float32 or better. Every other backend is tested against it."""
+    (T, H, D), (S, G) = q_BTHD.shape[1:], k_BSGD.shape[1:3]
+    wide = torch.promote_types(q_BTHD.dtype, torch.float32)
+    q_BHTD = q_BTHD.transpose(1, 2).to(wide)
+    k_BHSD, v_BHSD = (x.repeat_interleave(H // G, dim=2).transpose(1, 2).to(wide) for x in (k_BSGD, v_BSGD))
+
+    score_BHTS = q_BHTD @ k_BHSD.mT / D**0.5
+    if causal:
+        later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
+        score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
+    return (softmax(score_BHTS) @ v_BHSD).transpose(1, 2).to(q_BTHD.dtype)
+
+
+@ATTENTION.register("standard")
+def attend_standard(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor:
+    """The textbook way, in the type of the input: fast for short sequences, and O(T S) in memory.
+
+    Query heads that share a key/value head are stacked as more queries of it, so that nothing is repeated. Scale and
+    mask ride along with the product, which saves two passes over the scores.
+    """
+    (B, T, H, D), (S, G) = q_BTHD.shape, k_BSGD.shape[1:3]
+    q_NTD = q_BTHD.transpose(1, 2).reshape(B * G, H // G * T, D)
+    k_NSD, v_NSD = (x.transpose(1, 2).reshape(B * G, S, D) for x in (k_BSGD, v_BSGD))
+
+    mask_TS = torch.zeros(T, S, dtype=q_BTHD.dtype, device=q_BTHD.device)
+    if causal:
+        mask_TS = torch.full_like(mask_TS, float("-inf")).triu(S - T + 1)
+    score_NTS = torch.baddbmm(mask_TS.repeat(H // G, 1), q_NTD, k_NSD.mT, alpha=D**-0.5)
+    return (softmax(score_NTS) @ v_NSD).view(B, H, T, D).transpose(1, 2)
+
+
+@ATTENTION.register("flash")
+def attend_flash(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor:
+    """Our Triton kernel, forward and backward, with O(T) memory."""
+    return flash.flash_attention(q_BTHD, k_BSGD, v_BSGD, causal=causal)
+
+
+def resolve_attention(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> tuple[str, str]:
+    """Say which backend ``name`` stands for here, and why.
+
+    Args:
+        name: Registered backend, or `auto`: `flash` on a GPU that can run it, else `standard`.
+        device_type: Such as "cuda" or "cpu".
+        dtype: Type of queries, keys and values; under autocast, the one it casts to.
+        head_dim: Channels per head (D).
+
+    Returns:
+        The registered name and the reason in a few words.
+
+    Raises:
+        ConfigError: When no backend has that name.
+        DeviceError: When `flash` is asked for by name and cannot run here.
+    """
+    if name == "auto":
+        if device_type != "cuda":
+            return "standard", f"`flash` is for CUDA GPUs, and this is {device_type}"
+        reason = flash.unavailable_reason(device_type, dtype, head_dim)
+        return ("standard", reason) if reason else ("flash", "the fastest on this GPU")
+    ATTENTION.get(name)
+    if name == "flash" and (reason := flash.unavailable_reason(device_type, dtype, head_dim)):
+        raise DeviceError(
+            f"attention `flash` cannot run here: {reason}",
+            hint="use `--set model.attention=auto`, which takes the fastest backend that can",
+        )
+    return name, "chosen by name"
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _resolved_name(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str:
+    """The name alone, looked up once and not traced by torch.compile."""
+    return resolve_attention(name, device_type, dtype, head_dim)[0]
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v for any leading dimensions and any mask.
+
+    Args:
+        q: (..., T, D). Queries.
+        k: (..., S, D). Keys.
+        v: (..., S, any). Values.
+        mask: (..., T, S), boolean: True where a query may attend to a key. Each query needs at least one.
+
+    Returns:
+        (..., T, any), in the type of the inputs.
+    """
+    score = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        score = score.masked_fill(~mask, float("-inf"))
+    return softmax(score) @ v
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H query heads that share G key/value heads.
+
+    Args:
+        width: Channels in and out (C), a multiple of ``heads``.
+        heads: Query heads (H).
+        kv_heads: Key/value heads (G); by default as many as query heads.
+        rope: Rotation of queries and keys by their positions; None leaves them.
+        qk_norm: Normalize each query and key head first.
+        epsilon: Of that norm.
+        backend: Name in `ATTENTION`, or `auto`.
+        layer: Index of the block, which is its place in a KVCache.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        rope: RotaryEmbedding | None = None,
+        qk_norm: bool = False,
+        epsilon: float = 1e-5,
+        backend: str = "auto",
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.head_dim = width // heads
+        self.backend, self.layer, self.rope = backend, layer, rope
+        kv_width = self.head_dim * (kv_heads or heads)
+        self.query = Linear(width, width)
+        self.key = Linear(width, kv_width)
+        self.value = Linear(width, kv_width)
+        self.output = Linear(width, width)
+        self.query_norm = RMSNorm(self.head_dim, epsilon) if qk_norm else None
+        self.key_norm = RMSNorm(self.head_dim, epsilon) if qk_norm else None
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Let each position read from itself and those before it.
+
+        Args:
+            x: (..., T, C).
+            positions: (..., T), integers for the rotation; by default they count on from the cache, or from 0.
+            cache: Keys and values of earlier positions; the new ones are appended.
+
+        Returns:
+            (..., T, C).
+        """
+        x_BTC = x.reshape(-1, *x.shape[-2:])
+        q_BTHD, k_BTGD, v_BTGD = (
+            layer(x_BTC).unflatten(-1, (-1, self.head_dim)) for layer in (self.query, self.key, self.value)
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHD, k_BTGD = self.query_norm(q_BTHD), self.key_norm(k_BTGD)
+        if self.rope is not None:
+            if positions is not None:
+                positions = positions.expand(x.shape[:-1]).reshape(-1, 1, x.shape[-2])
+            start = 0 if cache is None else cache.length
+            q_BTHD, k_BTGD = (
+                self.rope(heads.transpose(1, 2), positions, start).transpose(1, 2) for heads in (q_BTHD, k_BTGD)
+            )
+        k_BSGD, v_BSGD = (k_BTGD, v_BTGD) if cache is None else cache.append(self.layer, k_BTGD, v_BTGD)
+
+        attend = ATTENTION.get(_resolved_name(self.backend, x.device.type, q_BTHD.dtype, self.head_dim))
+        mixed_BTHD = attend(q_BTHD, k_BSGD, v_BSGD, causal=True)
+        return self.output(mixed_BTHD.flatten(-2)).view(x.shape)

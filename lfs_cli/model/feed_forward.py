@@ -1,0 +1,68 @@
+"""Feed-forward layers: what each position computes on its own, F hidden channels wide.
+
+    swiglu   down(silu(gate(x)) * up(x))
+    silu     down(silu(up(x)))
+    relu2    down(relu(up(x))^2)                 silu(z) = z sigmoid(z)
+
+At equal size, `swiglu` has F = 8/3 C and the other two F = 4 C.
+
+Sources: Shazeer, "GLU Variants Improve Transformer", 2020 (arXiv:2002.05202), eq. 6: gate, up, down are its W, V, W2.
+         So et al., "Primer", 2021 (arXiv:2109.08668), section 3, for the squared ReLU.
+"""
+
+from torch import Tensor, nn
+
+from lfs_cli.model.layers import Linear
+from lfs_cli.registry import Registry
+
+FEED_FORWARDS: Registry[type[nn.Module]] = Registry("feed-forward", room="lfs_cli.model")
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x sigmoid(x): a ReLU without the corner."""
+    return x * x.sigmoid()
+
+
+@FEED_FORWARDS.register("swiglu")
+class SwiGLU(nn.Module):
+    """Multiplies two views of the input, one of them gated by SiLU.
+
+    Args:
+        width: Channels in and out (C).
+        hidden: Hidden channels (F).
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(silu(self.gate(x)) * self.up(x))
+
+
+@FEED_FORWARDS.register("silu")
+class SiLU(nn.Module):
+    """One hidden layer with SiLU between two matrices: SwiGLU without the gate."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(silu(self.up(x)))
+
+
+@FEED_FORWARDS.register("relu2")
+class ReLU2(nn.Module):
+    """One hidden layer with a squared ReLU between two matrices."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu().square())

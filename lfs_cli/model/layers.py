@@ -1,0 +1,88 @@
+"""The smallest parts: a matrix product, a table of vectors, and softmax.
+
+Initialization, sigma = standard deviation; draws beyond the limits are drawn again:
+
+    Linear      N(0, 2 / (in + out)) within 3 sigma      keeps the size of what flows forward and of what flows back
+    Embedding   N(0, 1) within [-3, 3]                   the residual stream starts with unit size
+
+Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, eq. 16.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def truncated_normal(weight: Tensor, sigma: float) -> None:
+    """Fill ``weight`` in place with draws from N(0, sigma^2) that lie within 3 sigma."""
+    nn.init.trunc_normal_(weight, std=sigma, a=-3 * sigma, b=3 * sigma)
+
+
+class Linear(nn.Module):
+    """Multiplies by a matrix: y = x W^T. There is no bias.
+
+    Args:
+        in_features: Channels of x.
+        out_features: Channels of y.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        truncated_normal(self.weight, (2 / (in_features + out_features)) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Embedding(nn.Module):
+    """Looks up one vector for each token.
+
+    Args:
+        vocab_size: Number of vectors.
+        width: Channels of each.
+        sigma: Standard deviation of the entries at the start.
+    """
+
+    def __init__(self, vocab_size: int, width: int, sigma: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+        truncated_normal(self.weight, sigma)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # index_select, since its backward (index_add) is faster than that of weight[tokens] on a CPU
+        return self.weight.index_select(0, tokens.reshape(-1)).unflatten(0, tokens.shape)
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Turn scores into shares that add up to one along ``dim``: exp(x) / sum exp(x).
+
+    The largest score is subtracted first, which changes nothing but keeps exp from overflowing.
+
+    Args:
+        x: Any shape; -inf gives a share of zero.
+        dim: Dimension to normalize.
+
+    Returns:
+        Shares, in the shape and type of ``x``.
+    """
+    return _Softmax.apply(x, dim)
+
+
+class _Softmax(torch.autograd.Function):
+    """Softmax that keeps only its result: dx = y (dy - sum dy y)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        y = (x - x.amax(dim, keepdim=True)).exp_()
+        y.div_(y.sum(dim, keepdim=True))
+        ctx.dim = dim
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (dy,), (y,) = gradients, ctx.saved_tensors
+        dx = dy * y
+        return dx.addcmul(y, dx.sum(ctx.dim, keepdim=True), value=-1), None

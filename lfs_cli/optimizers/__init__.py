@@ -1,0 +1,22 @@
+"""Optimizers and what goes with them: groups of weights, learning-rate schedules, gradient clipping."""
+
+from lfs_cli.optimizers.adamw import AdamW
+from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
+from lfs_cli.optimizers.clip import clip_gradients
+from lfs_cli.optimizers.groups import build_optimizers
+from lfs_cli.optimizers.schedules import SCHEDULES, cosine_schedule
+from lfs_cli.optimizers.sgd import SGD
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "SGD",
+    "AdamW",
+    "Group",
+    "Optimizer",
+    "Params",
+    "State",
+    "build_optimizers",
+    "clip_gradients",
+    "cosine_schedule",
+]
