@@ -7,11 +7,11 @@ from lfs_cli.model.attention import ATTENTION, Attend, Attention, resolve_attent
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.feed_forward import FEED_FORWARDS, ReLU2, SiLU, SwiGLU, silu
 from lfs_cli.model.layers import Embedding, Linear, softmax
-from lfs_cli.model.loss import cross_entropy, head_cross_entropy, next_token_loss
+from lfs_cli.model.loss import cross_entropy, next_token_loss
 from lfs_cli.model.norm import NORMS, NoNorm, RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.model.transformer import Block, Transformer
-from lfs_cli.model.weights import fill_weights, load_model, load_weights, save_model, save_weights, write_atomically
+from lfs_cli.model.weights import load_model, load_state, load_weights, save_model, save_weights, write_atomically
 
 __all__ = [
     "ATTENTION",
@@ -31,9 +31,8 @@ __all__ = [
     "SwiGLU",
     "Transformer",
     "cross_entropy",
-    "fill_weights",
-    "head_cross_entropy",
     "load_model",
+    "load_state",
     "load_weights",
     "next_token_loss",
     "resolve_attention",

@@ -3,7 +3,7 @@
     loss = mean over rows of  log(sum_v exp(z_v)) - z_target          z = h W^T, h a row of hidden channels
     dz   = (softmax(z) - onehot(target)) / R         dh = dz W         dW = dz^T h
 
-`head_cross_entropy` goes through the rows in chunks and computes a chunk's loss and gradients while its logits are at
+`next_token_loss` goes through the rows in chunks and computes a chunk's loss and gradients while its logits are at
 hand, so the R x V logits are never all in memory (GPT-2, 16 x 1024 tokens: 3.3 GB in float32 for the logits alone).
 Chunks are small enough for a CPU's cache, which makes it the faster way there as well.
 
@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from lfs_cli.model.transformer import Transformer
 
 CHUNK_NUMBERS = {"cpu": 2**19, "cuda": 2**26, "mps": 2**24}
 """Logits held at once: 2 MB that stay in a CPU's cache; on a GPU 256 MB, enough rows for full speed."""
@@ -43,23 +41,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (z.exp().sum(-1).log() - target_z).mean()
 
 
-def next_token_loss(model: Transformer, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return the loss of ``model`` on a batch, without holding all its logits.
-
-    To compile a model for training, compile this function with it: ``torch.compile(next_token_loss)``.
-
-    Args:
-        model: The model.
-        tokens_BT: (B, T). What it reads.
-        targets_BT: (B, T). What should follow each token.
-
-    Returns:
-        A scalar: mean nats per token.
-    """
-    return head_cross_entropy(model.hidden(tokens_BT), model.head_weight, targets_BT)
-
-
-def head_cross_entropy(hidden: Tensor, weight_VC: Tensor, targets: Tensor) -> Tensor:
+def next_token_loss(hidden: Tensor, weight_VC: Tensor, targets: Tensor) -> Tensor:
     """Return ``cross_entropy(hidden @ weight_VC.T, targets)``, a chunk of rows at a time.
 
     Args:
@@ -70,10 +52,10 @@ def head_cross_entropy(hidden: Tensor, weight_VC: Tensor, targets: Tensor) -> Te
     Returns:
         A scalar, float32 or better.
     """
-    return _HeadCrossEntropy.apply(hidden.flatten(0, -2), weight_VC, targets.flatten())
+    return _NextTokenLoss.apply(hidden.flatten(0, -2), weight_VC, targets.flatten())
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
+class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_RC: Tensor, weight_VC: Tensor, targets_R: Tensor) -> Tensor:
         device, R, V = h_RC.device.type, h_RC.shape[0], weight_VC.shape[0]

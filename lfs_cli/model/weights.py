@@ -80,34 +80,17 @@ def load_weights(source: Path | str | BinaryIO, device: torch.device | str = "cp
         ) from None
 
 
-def fill_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str = "the checkpoint") -> None:
-    """Copy ``tensors`` into the weights of ``module``, all of them or none.
+def load_state(module: nn.Module, source: Path | str | BinaryIO) -> None:
+    """Read weights that `save_weights` wrote into ``module``: all of them, or none.
 
     Args:
         module: What receives them, in its own type and on its own device.
-        tensors: Tensors by name, exactly those that `save_weights` would write for ``module``.
-        source: Where they come from, for the message.
+        source: A path or a binary file.
 
     Raises:
-        CheckpointError: When a tensor is missing, left over or has another shape; all such are named.
+        CheckpointError: When the file cannot be read, or a tensor is missing, left over or has another shape.
     """
-    wanted = _tensors_of(module)
-    complaints = [f"`{name}` is missing" for name in wanted if name not in tensors]
-    complaints += [f"`{name}` is unknown" for name in tensors if name not in wanted]
-    complaints += [
-        f"`{name}` has shape {list(tensors[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if complaints:
-        shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
-        raise CheckpointError(
-            f"weights of {source} do not fit the model: {shown}",
-            hint="use the `config.json` that was saved beside the weights",
-        )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
+    _fill(module, load_weights(source), source)
 
 
 def save_model(model: Transformer, folder: Path | str) -> None:
@@ -147,7 +130,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", dtype: to
         model = Transformer(config)
     model.to(dtype or next((tensor.dtype for tensor in tensors.values()), torch.float32))
     model.to_empty(device=device)
-    fill_weights(model, tensors, folder)
+    _fill(model, tensors, folder)
     return model
 
 
@@ -173,6 +156,27 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> N
         ) from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Copy ``tensors`` into ``module``, or raise CheckpointError that names those of ``source`` that do not fit."""
+    wanted = _tensors_of(module)
+    complaints = [f"`{name}` is missing" for name in wanted if name not in tensors]
+    complaints += [f"`{name}` is unknown" for name in tensors if name not in wanted]
+    complaints += [
+        f"`{name}` has shape {list(tensors[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if complaints:
+        shown = "; ".join(complaints[:5]) + (f"; and {len(complaints) - 5} more" if len(complaints) > 5 else "")
+        raise CheckpointError(
+            f"weights of {source} do not fit the model: {shown}",
+            hint="use the `config.json` that was saved beside the weights",
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

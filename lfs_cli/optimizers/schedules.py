@@ -1,7 +1,8 @@
 """Schedules: the learning rate as a share of its peak, as a pure function of the step.
 
-`step` is the number of the update, from 1 to `steps`; at 0 stands where the curve begins. Every schedule rises from 0
-in a straight line over the first `warmup * steps` steps and then follows its own shape:
+`step` counts the steps done before, from 0 to `steps - 1`. The first step is one step up the curve and not at its foot,
+where the rate is 0 and nothing would be learned; the last one is at its end. Every curve rises from 0 in a straight line
+over the first `warmup * steps` steps and then has its own shape:
 
     cosine      half a wave down to `final` at the last step
     linear      straight down to `final` at the last step
@@ -22,11 +23,11 @@ COOLDOWN = 0.2
 
 
 class Schedule(Protocol):
-    """Say which share of its peak rate an update uses.
+    """Say which share of its peak rate a step uses.
 
     Args:
-        step: Number of the update; 0 is before the first, ``steps`` the last. Beyond it the last value stays.
-        steps: Updates of the whole run.
+        step: Steps done before, from 0. Beyond ``steps - 1`` the last value stays.
+        steps: Steps of the whole run.
         warmup: Share of ``steps`` over which the rate rises from 0 to its peak.
         final: Share of the peak that is left at the last step.
 
@@ -43,26 +44,26 @@ SCHEDULES: Registry[Schedule] = Registry("schedule", room="lfs_cli.optimizers")
 @SCHEDULES.register("cosine")
 def cosine(step: int, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, then follow half a cosine wave down to ``final``."""
-    return cosine_schedule(step, 1.0, final, warmup * steps, steps)
+    return cosine_schedule(step + 1, 1.0, final, warmup * steps, steps)
 
 
 @SCHEDULES.register("linear")
 def linear(step: int, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, then go straight down to ``final``."""
-    return min(_rise(step, warmup * steps), _fall(step, warmup * steps, steps, final))
+    return min(_rise(step + 1, warmup * steps), _fall(step + 1, warmup * steps, steps, final))
 
 
 @SCHEDULES.register("trapezoid")
 def trapezoid(step: int, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, stay at the peak, and go straight down to ``final`` over the last fifth."""
     begin = max(warmup, 1 - COOLDOWN) * steps
-    return min(_rise(step, warmup * steps), _fall(step, begin, steps, final))
+    return min(_rise(step + 1, warmup * steps), _fall(step + 1, begin, steps, final))
 
 
 @SCHEDULES.register("constant")
 def constant(step: int, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, then stay at the peak whatever ``final`` says."""
-    return _rise(step, warmup * steps)
+    return _rise(step + 1, warmup * steps)
 
 
 def cosine_schedule(step: float, max_lr: float, min_lr: float, warmup_steps: float, cosine_steps: float) -> float:
