@@ -1,6 +1,6 @@
 """What people see: results on stdout; progress, notes and warnings on stderr.
 
-stdout has three readers: a person at a terminal gets tables, a pipe gets tab-separated lines, `--json` gives one object.
+stdout has three readers: a terminal gets tables, a pipe gets tab-separated lines, `--json` gives one object.
 stderr has two: a terminal gets a bar that moves, anything else a line now and then. No color carries meaning alone.
 """
 
@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfs_cli.runs.observer import Observer
+
+if TYPE_CHECKING:
+    from lfs_cli.config import Settings
 
 PLAIN_SECONDS = 10
 """Least time between two lines of one bar where there is no terminal."""
@@ -64,6 +67,14 @@ class Console:
         for row in rows:
             table.add_row(*(_escape(show(row.get(name))) for name in names))
         RichConsole(highlight=False).print(table)
+
+    def explain(self, schema: type["Settings"]) -> None:
+        """Print every setting of ``schema`` with its default and meaning."""
+        from lfs_cli.config import explain
+
+        self.results(
+            [{"setting": name, "default": default, "meaning": text} for name, default, text in explain(schema)]
+        )
 
     def text(self, text: str, end: str = "") -> None:
         """Print generated text to stdout, at once."""

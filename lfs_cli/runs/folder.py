@@ -13,10 +13,13 @@ No other module spells these names. The data folder is `data/` in the current fo
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.errors import CheckpointError, ConfigError, did_you_mean
 
 _STEP = re.compile(r"step-(\d{6,})")
@@ -98,17 +101,6 @@ class DataFolder:
         hint = did_you_mean(name, [run.name for run in runs]) if runs else "run `lfs train quickstart.json` first"
         raise CheckpointError(f"no run `{name}` in {self.runs}", hint=hint)
 
-    def new_run(self, name: str) -> "RunFolder":
-        """Create and return an empty run folder called `<date>-<name>-<4 hex digits>`."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-        while True:
-            path = self.runs / f"{date.today().isoformat()}-{name}-{secrets.token_hex(2)}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return RunFolder(path)
-
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -119,6 +111,18 @@ class RunFolder:
     """
 
     path: Path
+
+    @classmethod
+    def create(cls, runs: Path, name: str) -> "RunFolder":
+        """Create and return an empty run folder in ``runs``, called `<date>-<name>-<4 hex digits>`."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+        while True:
+            path = runs / f"{date.today().isoformat()}-{name}-{secrets.token_hex(2)}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path)
 
     @property
     def name(self) -> str:
@@ -155,6 +159,28 @@ class RunFolder:
         """Folder of the checkpoints, with `latest` and `best`, which hold the name of one each."""
         return self.path / "checkpoints"
 
+    def resumed_config(self, overrides: Sequence[str] = ()) -> TrainConfig:
+        """Return the config with which this run goes on: its own, with ``overrides``.
+
+        Raises:
+            ConfigError: When an override would change what the checkpoint was made with: model, data or optimizers.
+        """
+        before = load_config(TrainConfig, self.config)
+        after = load_config(TrainConfig, self.config, overrides)
+        fixed = [
+            name for name in ("model", "data", "batch_size", "seed") if getattr(before, name) != getattr(after, name)
+        ]
+        if [(group.match, group.name) for group in before.optimizer] != [
+            (group.match, group.name) for group in after.optimizer
+        ]:
+            fixed.append("optimizer")
+        if fixed:
+            raise ConfigError(
+                f"`{fixed[0]}` cannot change when a run goes on",
+                hint="leave it out, or start a new run without `--resume`",
+            )
+        return after
+
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint after ``step`` steps."""
         return self.checkpoints / f"step-{step:06d}"
@@ -173,6 +199,13 @@ class RunFolder:
     def best(self) -> Path:
         """Return the checkpoint with the lowest validation loss. Raises CheckpointError when there is none."""
         return self._named("best")
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Remove all checkpoints but the last ``keep`` and the best one."""
+        spared = {self.latest(), self.best(), *(self.checkpoint(step) for step in self.checkpoint_steps()[-keep:])}
+        for step in self.checkpoint_steps():
+            if self.checkpoint(step) not in spared:
+                shutil.rmtree(self.checkpoint(step))
 
     def _named(self, pointer: str) -> Path:
         file = self.checkpoints / pointer

@@ -10,7 +10,7 @@ class Observer:
         """A new part of the work begins, such as `learning 10,000 tokens on tinystories`."""
 
     def progress(self, label: str, done: int, total: int, unit: str = "B") -> None:
-        """``done`` of ``total`` units of the part called ``label`` are ready. Called often; a new label is a new bar."""
+        """``done`` of ``total`` units of the part ``label`` are ready. Called often; a new label is a new bar."""
 
     def finish_progress(self) -> None:
         """The bar shown last is complete, or no longer of interest."""

@@ -1,0 +1,44 @@
+"""Which device and type a run computes with, decided once and passed down from there."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lfs_cli.errors import DeviceError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: When this machine does not have it.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, here in available.items() if here))
+    if not available[name]:
+        raise DeviceError(f"no {name.upper()} device on this machine", hint="set `device` to `auto` or `cpu`")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the type called ``name``: `auto` is bfloat16 where CUDA computes it natively, else float32.
+
+    Raises:
+        DeviceError: When the device cannot compute in it.
+    """
+    if name == "auto":
+        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Return the context in which matrix products use ``dtype`` while weights and sums stay float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)

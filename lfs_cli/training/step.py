@@ -1,0 +1,103 @@
+"""One optimizer step: microbatches forward and backward, clip, update; and the record that is kept of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lfs_cli.optimizers import Optimizer, clip_gradients
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""From tokens_BT and targets_BT to their mean loss in nats."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one training step did: a line of metrics.jsonl.
+
+    Args:
+        step: Steps done, this one included.
+        loss: Mean nats per token of the step's batch, before its update.
+        lr: Learning rate of the first group.
+        gradient_norm: Norm of all gradients together, before clipping.
+        tokens: Tokens trained on so far.
+        seconds: Seconds of training so far, without evaluations and checkpoints.
+        tokens_per_second: Over the last steps.
+        mfu: Share of the hardware's peak FLOP/s that went into the model, or None when the peak is not known.
+        memory_bytes: Peak memory so far: of the GPU, or of the process.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    memory_bytes: int
+
+    def line(self) -> dict[str, Any]:
+        """Return the record as it stands in metrics.jsonl."""
+        return {"kind": "step", **asdict(self)}
+
+
+def train_step(
+    loss_function: LossFunction,
+    parameters: Sequence[nn.Parameter],
+    optimizers: Sequence[Optimizer],
+    tokens_BT: Tensor,
+    targets_BT: Tensor,
+    *,
+    passes: int,
+    clip: float,
+) -> Tensor:
+    """Move the weights once. Nothing here waits for the device.
+
+    Args:
+        loss_function: Forward, up to the mean loss.
+        parameters: Every weight that is trained.
+        optimizers: Together they move each of them once.
+        tokens_BT: (B, T) input tokens, on the device.
+        targets_BT: (B, T) the tokens that follow them.
+        passes: Forward and backward passes that the batch is split into; must divide B. The result is the same.
+        clip: Largest norm of all gradients together; 0 for no limit.
+
+    Returns:
+        (2,), float32, on the device: the mean loss before the update, and the gradients' norm before clipping.
+    """
+    loss = torch.zeros((), device=tokens_BT.device)
+    for tokens, targets in zip(tokens_BT.chunk(passes), targets_BT.chunk(passes), strict=True):
+        part = loss_function(tokens, targets) / passes
+        part.backward()
+        loss += part.detach()
+    norm = clip_gradients(parameters, clip or float("inf"))
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return torch.stack((loss, norm.float()))
+
+
+class Readback:
+    """A few numbers on their way from the device to the host, without stopping the device.
+
+    Args:
+        numbers: (N,), on any device.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._event = None
+        self._numbers = numbers
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[float]:
+        """Return the numbers, waiting only for the work that was queued before them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._numbers.tolist()

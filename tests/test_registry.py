@@ -1,0 +1,54 @@
+"""Registries: a name finds its entry, a slip finds the nearest name, and reading sources finds what importing finds."""
+
+import pytest
+
+from lfs_cli.errors import ConfigError, did_you_mean
+from lfs_cli.registry import Registry, catalogue
+
+ROOMS = [
+    ("lfs_cli.optimizers", "OPTIMIZERS"),
+    ("lfs_cli.optimizers", "SCHEDULES"),
+    ("lfs_cli.model", "ATTENTION"),
+    ("lfs_cli.model", "NORMS"),
+    ("lfs_cli.model", "FEED_FORWARDS"),
+    ("lfs_cli.generation", "SAMPLERS"),
+    ("lfs_cli.benchmarks", "BENCHMARKS"),
+]
+
+
+def test_a_registered_name_finds_its_entry() -> None:
+    registry: Registry = Registry("animal", "lfs_cli.optimizers")
+    registry._discovered = True
+
+    @registry.register("dog")
+    def bark(*, times: int = 1) -> str:
+        return "woof" * times
+
+    assert registry.names() == ["dog"]
+    assert registry.get("dog") is bark
+    assert registry.create("dog", times=2) == "woofwoof"
+    with pytest.raises(ConfigError) as caught:
+        registry.get("dgo")
+    assert (str(caught.value), caught.value.hint) == ("unknown animal `dgo`", "did you mean `dog`?")
+    with pytest.raises(ConfigError) as caught:
+        registry.create("dog", time=2)
+    assert (str(caught.value), caught.value.hint) == ("animal `dog` has no option `time`", "did you mean `times`?")
+    with pytest.raises(ValueError, match="already registered"):
+        registry.register("dog")(bark)
+
+
+@pytest.mark.parametrize(("room", "table"), ROOMS, ids=[table for _, table in ROOMS])
+def test_reading_the_sources_finds_what_importing_finds(room: str, table: str) -> None:
+    from importlib import import_module
+
+    registry = getattr(import_module(room), table)
+    assert sorted(catalogue(room, table)) == registry.names() != []
+
+
+def test_the_catalogue_knows_the_options() -> None:
+    assert {"lr", "betas", "eps", "weight_decay"} <= set(catalogue("lfs_cli.optimizers", "OPTIMIZERS")["adamw"])
+
+
+def test_a_hint_names_the_nearest_choice_or_all() -> None:
+    assert did_you_mean("adam", ["sgd", "adamw"]) == "did you mean `adamw`?"
+    assert did_you_mean("zzz", ["sgd", "adamw"]) == "choose one of: adamw, sgd"
