@@ -21,12 +21,13 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         max_norm: Largest length of all gradients taken as one vector.
 
     Returns:
-        That length before clipping, a float32 scalar. Not a number when a gradient is not.
+        That length before clipping, a scalar in float32 or better. Not a number when a gradient is not.
     """
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm()
+    wide = torch.promote_types(gradients[0].dtype, torch.float32)
+    norm = torch.stack(torch._foreach_norm(gradients, 2, wide)).norm()
     scale = torch.where(norm > max_norm, max_norm / (norm + EPSILON), 1.0)
     torch._foreach_mul_(gradients, scale)
     return norm
