@@ -1,0 +1,247 @@
+"""`lfs train` from a config to a run folder, a row of the table and a text, as a user calls it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lfs_cli.cli.app import app
+
+TINY = {
+    "name": "tiny",
+    "data": {"dataset": "sample", "sample_bytes": 60_000},
+    "model": {"vocab_size": 300, "context_length": 16, "width": 16, "layers": 1, "heads": 2},
+    "optimizer": [{"name": "adamw", "lr": 0.01}],
+    "steps": 4,
+    "batch_size": 4,
+    "eval_every": 2,
+    "eval_batches": 2,
+    "checkpoint_every": 2,
+    "sample_prompt": "Once",
+    "sample_tokens": 4,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, data_folder: Path) -> Path:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+def lfs(*args: object) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def train_json(*args: object) -> dict[str, Any]:
+    result = lfs("train", *args, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
+
+
+def test_one_command_goes_from_nothing_to_a_model_a_text_and_a_row(tiny: Path, data_folder: Path) -> None:
+    shown = train_json(tiny)
+    run = Path(shown["rows"][0]["run"])
+
+    assert run.parent == data_folder / "runs"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "environment.json", "metrics.jsonl", "samples.md", "result.json", "checkpoints"}
+    assert [record["step"] for record in records(run, "step")] == [1, 2, 3, 4]
+    assert [record["step"] for record in records(run, "evaluation")] == [2, 4]
+    assert shown["rows"][0]["best_val_loss"] == min(record["loss"] for record in records(run, "evaluation"))
+    assert shown["sample"].startswith("Once")
+    assert "> Once" in (run / "samples.md").read_text()
+    assert (run / "checkpoints" / "latest").read_text() == "step-000004\n"
+
+    table = (data_folder / "output.md").read_text().splitlines()
+    header = next(line for line in table if line.startswith("| timestamp"))
+    columns = "| timestamp | experiment_name | optimizer | attention_type | best_val_loss | params_M | tokens_M |"
+    assert header.startswith(columns)
+    assert any(f"| {run.name} |" in line and "| tiny | adamw | standard |" in line for line in table)
+
+
+def test_the_saved_config_trains_the_same_again(tiny: Path, data_folder: Path) -> None:
+    first = Path(train_json(tiny)["rows"][0]["run"])
+    second = Path(train_json(first / "config.json")["rows"][0]["run"])
+    losses = [[record["loss"] for record in records(run, "step")] for run in (first, second)]
+    assert losses[0] == losses[1]
+    assert (first / "config.json").read_text() == (second / "config.json").read_text()
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(tiny: Path, data_folder: Path) -> None:
+    whole = Path(train_json(tiny)["rows"][0]["run"])
+    # the schedule depends on the number of steps, so the interrupted run must plan the same four
+    part = Path(train_json(tiny, "--set", "schedule.name=constant", "--set", "steps=2")["rows"][0]["run"])
+    straight = Path(train_json(tiny, "--set", "schedule.name=constant")["rows"][0]["run"])
+    with (part / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "step": 3, "loss": 9.9}\n{"kind": "st')  # as a killed run leaves it
+    result = lfs("train", "--resume", part.name, "--set", "steps=4", "--json")
+    assert result.exit_code == 0, result.stderr
+
+    assert records(whole, "step") != []
+    assert [r["loss"] for r in records(part, "step")] == [r["loss"] for r in records(straight, "step")]
+    assert [r["loss"] for r in records(part, "evaluation")] == [r["loss"] for r in records(straight, "evaluation")]
+    weights = [run / "checkpoints" / "step-000004" / "model.safetensors" for run in (part, straight)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("override", ["model.width=32", "optimizer.0.name=sgd", "seed=1"])
+def test_what_would_break_a_resumed_run_is_refused(tiny: Path, data_folder: Path, override: str) -> None:
+    train_json(tiny)
+    result = lfs("train", "--resume", "last", "--set", override)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        f"error: `{override.split('.')[0].split('=')[0]}` cannot change when a run goes on\n"
+    )
+
+
+def test_microbatches_give_the_same_losses(tiny: Path, data_folder: Path) -> None:
+    runs = [Path(train_json(tiny, "--set", f"microbatch={n}")["rows"][0]["run"]) for n in (4, 2)]
+    first, second = ([record["loss"] for record in records(run, "step")] for run in runs)
+    assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(tiny: Path, data_folder: Path) -> None:
+    settings = [
+        "steps=8",
+        "eval_every=1",
+        "checkpoint_every=1",
+        "optimizer.0.lr=3",
+        "sample_tokens=0",
+        "schedule.warmup=0",
+    ]
+    run = Path(train_json(tiny, *(word for setting in settings for word in ("--set", setting)))["rows"][0]["run"])
+    losses = [record["loss"] for record in records(run, "evaluation")]
+    best = losses.index(min(losses)) + 1
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir())
+    assert kept == sorted({f"step-{best:06d}", "step-000008"})
+    assert (run / "checkpoints" / "best").read_text() == f"step-{best:06d}\n"
+
+
+def test_a_dry_run_prints_the_cost_and_makes_nothing(tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny, "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)["rows"][0]
+    assert facts["tokens"] == 4 * 4 * 16
+    assert {"parameters", "flops_per_token", "weight_bytes", "activation_bytes", "seconds", "device"} <= set(facts)
+    assert not data_folder.exists()
+
+
+def test_explain_prints_every_setting(data_folder: Path) -> None:
+    result = lfs("train", "--explain")
+    assert "model.kv_heads\tderived\tKey/value heads (G)." in result.stdout
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_the_step(tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny, "--set", "optimizer.0.name=sgd", "--set", "optimizer.0.lr=1e38", "--set", "clip=0")
+    assert result.exit_code == 1
+    assert "is not a number at step " in result.stderr
+    assert "hint: " in result.stderr
+    assert "--set optimizer.0.lr=2.5e+37" in result.stderr
+
+
+def test_without_a_terminal_progress_is_plain_lines(tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny)
+    assert result.exit_code == 0, result.stderr
+    assert "step 1/4  loss " in result.stderr
+    assert "step 2: validation loss " in result.stderr
+    assert "next: `lfs generate --prompt" in result.stderr
+    assert "\x1b" not in result.stderr + result.stdout
+    assert result.stdout.startswith("run\tsteps\tloss\t")
+
+
+def test_quiet_leaves_only_the_result(tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny, "--quiet")
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 2
+
+
+ERRORS = [
+    (["trian"], 2, "unknown command `trian`", "did you mean `train`?"),
+    (["train", "--sett", "x=1"], 2, "unknown option `--sett`", "did you mean `--set`?"),
+    (
+        ["train", "quikstart.json"],
+        2,
+        "no config `quikstart.json` here or in `configs/`",
+        "did you mean `quickstart.json`?",
+    ),
+    (["train", "TINY", "--set", "model.layer=3"], 2, "unknown key `model.layer`", "did you mean `model.layers`?"),
+    (["train", "TINY", "--set", "optimizer.0.name=adam"], 2, "unknown optimizer `adam`", "did you mean `adamw`?"),
+    (["train", "TINY", "--set", "device=cuda"], 1, "no CUDA device on this machine", "set `device` to `auto` or `cpu`"),
+    (["train", "TINY", "--set", "model.attention=flash"], 1, "flash", "model.attention"),
+    (["train", "TINY", "--set", "data.dataset=mine"], 1, "no dataset `mine`", "lfs download --from FILE --name mine"),
+    (["train", "TINY", "--set", "data.tokenizer=nowhere"], 1, "nowhere", ""),
+    (["train", "TINY", "--resume", "nope"], 1, "no run `nope`", "lfs train quickstart.json"),
+    (
+        ["train", "TINY", "--set", 'plugins=["no_such_module"]'],
+        2,
+        "plugin `no_such_module` cannot be imported",
+        "module",
+    ),
+    (["train", "TINY", "--set", "sample_prompt=" + "long " * 40], 2, "`sample_prompt` has", "shorten it"),
+    (["train", "TINY", "--set", "model.context_length=50000"], 1, "50,000", ""),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "message", "hint"), ERRORS, ids=[" ".join(row[0])[:60] for row in ERRORS])
+def test_a_mistake_is_two_lines(
+    tiny: Path, data_folder: Path, args: list[str], code: int, message: str, hint: str
+) -> None:
+    result = lfs(*(tiny if arg == "TINY" else arg for arg in args))
+    assert result.exit_code == code, result.stderr
+    error = result.stderr[result.stderr.index("error: ") :]
+    assert message in error.split("\n\nhint: ")[0]
+    assert hint in error.split("\n\nhint: ")[1]
+    assert result.stdout == ""
+    assert not list((data_folder / "runs").glob("*")) if (data_folder / "runs").exists() else True
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny: Path, data_folder: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    result = lfs("train", tiny, "--out", blocked)
+    assert result.exit_code == 1
+    assert f"cannot create a run in {blocked}" in result.stderr
+
+
+def start(tiny: Path, *args: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lfs_cli", "train", str(tiny), *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_finishes_the_step_and_names_the_checkpoint(
+    tiny: Path, data_folder: Path, number: int, code: int
+) -> None:
+    process = start(tiny, "--set", "steps=100000", "--set", "eval_every=100000", "--set", "checkpoint_every=100000")
+    wait_for(lambda: any(path.stat().st_size > 2000 for path in data_folder.glob("runs/*/metrics.jsonl")))
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    (run,) = (data_folder / "runs").iterdir()
+    last = records(run, "step")[-1]["step"]
+    assert f"stopped after step {last:,}, saved in {run}; next: `lfs train --resume {run.name}`" in stderr
+    assert (run / "checkpoints" / f"step-{last:06d}" / "state.json").exists()
+    assert json.loads((run / "result.json").read_text())["status"] == "stopped"
+    assert run.name in (data_folder / "output.md").read_text()
+    assert "\t" in stdout
