@@ -191,10 +191,9 @@ class _Trial:
         if self.candidate.unavailable is not None:
             self.status, self.note = "unavailable", self.candidate.unavailable
             return
-        free = None if self.device.type == "cuda" else free_bytes(self.device)  # CUDA's own refusal harms nobody
-        if free is not None and self.candidate.needs_bytes > SAFE_SHARE * free:
-            needed, left = self.candidate.needs_bytes / 1e9, free / 1e9
-            self.status, self.note = "out of memory", f"needs about {needed:,.1f} GB, and {left:,.1f} GB are free"
+        refusal = memory_refusal(self.candidate.needs_bytes, self.device)
+        if refusal is not None:
+            self.status, self.note = "out of memory", refusal
 
     def run(self, timer: Timer, *, is_counted: bool) -> None:
         if self.status != "ok":
@@ -265,6 +264,14 @@ def _cuda_timer(device: torch.device) -> Timer:
         return start.elapsed_time(stop) / 1e3
 
     return by_events
+
+
+def memory_refusal(needs_bytes: int, device: torch.device) -> str | None:
+    """Return why ``needs_bytes`` should not be asked for, or None. CUDA refuses by itself, without harm to anybody."""
+    free = None if device.type == "cuda" else free_bytes(device)
+    if free is None or needs_bytes <= SAFE_SHARE * free:
+        return None
+    return f"needs about {needs_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,98 @@
+"""`lfs report`: show all runs, or compare some of them."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lfs_cli.cli.columns import Column, field, lay_out
+from lfs_cli.cli.console import Console, duration, show
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from lfs_cli.runs.report import ReportResult
+
+COLUMNS = (
+    Column("run", field("run")),
+    Column("optimizer", field("optimizer"), rank=6),
+    Column("attention", field("attention_type"), rank=7),
+    Column("val loss", field("best_val_loss")),
+    Column("bits/byte", field("val_bits_per_byte"), rank=2),
+    Column("M params", field("params_M"), rank=3),
+    Column("M tokens", field("tokens_M"), rank=1),
+    Column("tokens/s", field("tokens_per_second"), rank=4),
+    Column("time", lambda row: _time(row), rank=2),
+    Column("device", field("device"), rank=8, is_detail=True),
+    Column("status", lambda row: row.get("status") or "", rank=0, is_detail=True),
+)
+
+
+def command(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare; none shows all, best first.")
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    explain: Explain = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show all runs, or compare some; bring data/output.md in step with them."""
+    from lfs_cli.config import ReportConfig, load_config
+
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    if explain:
+        console.explain(ReportConfig)
+        return
+    settings = load_config(ReportConfig, config, overrides or [], {"runs": runs or None})
+    from lfs_cli.runs.report import report
+
+    result = report(settings, observer=console.observer)
+    if as_json:
+        console.results(
+            result.rows, settings=result.settings, losses=result.losses, pages=result.pages, table=result.table
+        )
+    elif sys.stdout.isatty():
+        _show(console, result)
+    else:
+        for index, rows in enumerate(rows for rows in (result.rows, result.settings, result.losses) if rows):
+            console.text("\n" if index else "")
+            console.results(rows)
+    console.next(_closing(result))
+
+
+def _show(console: Console, result: "ReportResult") -> None:
+    rows, same = lay_out(result.rows, COLUMNS)
+    console.results(rows, title=f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, best first" + _after(same))
+    console.results(result.settings, title="settings that differ")
+    titles = {"step": "steps", "tokens": "tokens", "seconds": "training time"}
+    for axis, title in titles.items():
+        losses = [row for row in result.losses if row["axis"] == axis]
+        console.results([_loss_row(row) for row in losses], title=f"validation loss at equal {title}")
+
+
+def _loss_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    at = duration(row["at"]) if row["axis"] == "seconds" else show(round(row["at"]))
+    losses = {name: value for name, value in row.items() if name not in ("axis", "at")}
+    return {row["axis"].removesuffix("s") if row["axis"] == "step" else row["axis"]: at, **losses}
+
+
+def _time(row: Mapping[str, Any]) -> str | None:
+    minutes = row.get("minutes")
+    return duration(60 * minutes) if isinstance(minutes, int | float) else None
+
+
+def _after(text: str) -> str:
+    return f"; {text}" if text else ""
+
+
+def _closing(result: "ReportResult") -> str:
+    if result.table is None:
+        return "no runs yet; next: `lfs train quickstart.json`"
+    count = len(result.pages)
+    pages = f" and {result.pages[0]}" if count == 1 else f" and report.html of {count} runs" if count else ""
+    names = " ".join(str(row["run"]) for row in result.rows[:2])
+    then = "" if result.losses else f"; next: `lfs report {names}`"
+    return f"wrote {result.table} ({result.table_rows} rows){pages}{then}"

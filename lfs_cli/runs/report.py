@@ -1,0 +1,114 @@
+"""The body of `lfs report`: read run folders, compare them, and write the table and the pages that follow from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfs_cli.config import ReportConfig
+from lfs_cli.reports.compare import best_first, differing_settings, equal_losses
+from lfs_cli.reports.page import run_page
+from lfs_cli.reports.records import Record, Run, read_run
+from lfs_cli.reports.table import rewrite_table
+from lfs_cli.runs.folder import DataFolder, RunFolder
+from lfs_cli.runs.observer import Observer
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What `lfs report` found and wrote.
+
+    Args:
+        rows: One row a run, best first.
+        settings: Settings in which the compared runs differ; empty when nothing is compared.
+        losses: Their losses at equal steps, tokens and seconds.
+        pages: The HTML pages that were written.
+        table: The experiment table, or None when there is no run to tabulate.
+        table_rows: Rows that the table has now.
+    """
+
+    rows: list[Record]
+    settings: list[Record]
+    losses: list[Record]
+    pages: list[Path]
+    table: Path | None
+    table_rows: int
+
+
+def report(config: ReportConfig, data: DataFolder | None = None, observer: Observer | None = None) -> ReportResult:
+    """Show runs and bring the experiment table in step with their folders.
+
+    Args:
+        config: Which runs to compare.
+        data: Data folder; by default the one of this process.
+        observer: Is told what could not be read or written.
+
+    Raises:
+        CheckpointError: When a named run does not exist.
+        DataError: When the table cannot be written.
+    """
+    data, observer = data or DataFolder.here(), observer or Observer()
+    chosen = list(dict.fromkeys(data.find_run(name) for name in config.runs))
+    folders = data.all_runs()
+    for path in _not_runs(data, folders):
+        observer.warning(f"{path} has no config.json, so it is not a run; skipped")
+
+    runs = {folder: _read(folder) for folder in dict.fromkeys([*folders, *chosen])}
+    compared = [runs[folder] for folder in chosen]
+    shown = best_first(compared or list(runs.values()))
+    for run in shown:
+        for problem in run.problems:
+            observer.warning(problem)
+
+    table_rows = rewrite_table(data.table, [runs[folder].row() for folder in folders]) if folders else 0
+    pages = []
+    for folder, run in runs.items():
+        others = [other for other in compared if other is not run]
+        if folder in chosen or (not chosen and _is_stale(folder)):
+            pages += _write_page(folder, run_page(run, others), observer)
+    return ReportResult(
+        rows=[run.row() for run in shown],
+        settings=differing_settings(compared) if len(compared) > 1 else [],
+        losses=equal_losses(compared) if compared else [],
+        pages=pages,
+        table=data.table if folders else None,
+        table_rows=table_rows,
+    )
+
+
+def _read(folder: RunFolder) -> Run:
+    return read_run(
+        folder.name,
+        config=folder.config,
+        environment=folder.environment,
+        metrics=folder.metrics,
+        samples=folder.samples,
+        result=folder.result,
+    )
+
+
+def _not_runs(data: DataFolder, folders: Sequence[RunFolder]) -> list[Path]:
+    if not data.runs.is_dir():
+        return []
+    known = {folder.path for folder in folders}
+    return sorted(path for path in data.runs.iterdir() if path.is_dir() and path not in known)
+
+
+def _is_stale(folder: RunFolder) -> bool:
+    """Return whether the run has gone on since its page was written."""
+    page = folder.path / PAGE
+    sources = [path for path in (folder.config, folder.metrics, folder.samples, folder.result) if path.exists()]
+    return not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in sources)
+
+
+def _write_page(folder: RunFolder, text: str, observer: Observer) -> list[Path]:
+    path = folder.path / PAGE
+    temporary = path.with_name(f".{PAGE}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.replace(path)
+    except OSError as error:  # a run of somebody else, or a full disk: the report itself is still worth seeing
+        observer.warning(f"cannot write {path}: {error.strerror}")
+        return []
+    return [path]
