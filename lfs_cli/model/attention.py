@@ -17,7 +17,7 @@ Sources: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), e
 """
 
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,18 +59,44 @@ def attend_reference(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: 
 def attend_standard(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor:
     """The textbook way, in the type of the input: fast for short sequences, and O(T S) in memory.
 
-    Query heads that share a key/value head are stacked as more queries of it, so that nothing is repeated. Scale and
-    mask ride along with the product, which saves two passes over the scores.
+    Query heads that share a key/value head are stacked as more queries of it, so that nothing is repeated.
     """
     (B, T, H, D), (S, G) = q_BTHD.shape, k_BSGD.shape[1:3]
     q_NTD = q_BTHD.transpose(1, 2).reshape(B * G, H // G * T, D)
     k_NSD, v_NSD = (x.transpose(1, 2).reshape(B * G, S, D) for x in (k_BSGD, v_BSGD))
-
     mask_TS = torch.zeros(T, S, dtype=q_BTHD.dtype, device=q_BTHD.device)
     if causal:
         mask_TS = torch.full_like(mask_TS, float("-inf")).triu(S - T + 1)
-    score_NTS = torch.baddbmm(mask_TS.repeat(H // G, 1), q_NTD, k_NSD.mT, alpha=D**-0.5)
-    return (softmax(score_NTS) @ v_NSD).view(B, H, T, D).transpose(1, 2)
+    o_NTD = _StandardAttention.apply(q_NTD, k_NSD, v_NSD, mask_TS.repeat(H // G, 1))
+    return o_NTD.view(B, H, T, D).transpose(1, 2)
+
+
+class _StandardAttention(torch.autograd.Function):
+    """Scores, softmax and mix, keeping only the probabilities: half the time and memory of separate steps on a CPU.
+
+    p = softmax(q k^T / sqrt(D) + mask)               o = p v
+    dv = p^T do        ds = p (do v^T - do.o) / sqrt(D)        dq = ds k        dk = ds^T q
+
+    Source: Dao et al., "FlashAttention", 2022 (arXiv:2205.14135), appendix B.2, for do.o in place of a sum over p dp.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_NTD: Tensor, k_NSD: Tensor, v_NSD: Tensor, mask_TS: Tensor) -> Tensor:
+        with torch.autocast(q_NTD.device.type, enabled=False):
+            p_NTS = torch.baddbmm(mask_TS, q_NTD, k_NSD.mT, alpha=q_NTD.shape[-1] ** -0.5)
+            p_NTS.sub_(p_NTS.amax(-1, keepdim=True)).exp_()
+            p_NTS.div_(p_NTS.sum(-1, keepdim=True))
+            o_NTD = p_NTS @ v_NSD
+        ctx.save_for_backward(q_NTD, k_NSD, v_NSD, p_NTS, o_NTD)
+        return o_NTD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (do_NTD,), (q_NTD, k_NSD, v_NSD, p_NTS, o_NTD) = gradients, ctx.saved_tensors
+        with torch.autocast(q_NTD.device.type, enabled=False):
+            ds_NTS = do_NTD @ v_NSD.mT
+            ds_NTS.sub_((do_NTD * o_NTD).sum(-1, keepdim=True)).mul_(p_NTS).mul_(q_NTD.shape[-1] ** -0.5)
+            return ds_NTS @ k_NSD, ds_NTS.mT @ q_NTD, p_NTS.mT @ do_NTD, None
 
 
 @ATTENTION.register("flash")

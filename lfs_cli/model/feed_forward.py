@@ -10,6 +10,9 @@ Sources: Shazeer, "GLU Variants Improve Transformer", 2020 (arXiv:2002.05202), e
          So et al., "Primer", 2021 (arXiv:2109.08668), section 3, for the squared ReLU.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from lfs_cli.model.layers import Linear
@@ -20,7 +23,23 @@ FEED_FORWARDS: Registry[type[nn.Module]] = Registry("feed-forward", room="lfs_cl
 
 def silu(x: Tensor) -> Tensor:
     """Return x sigmoid(x): a ReLU without the corner."""
-    return x * x.sigmoid()
+    return _SiLU.apply(x)
+
+
+class _SiLU(torch.autograd.Function):
+    """SiLU that keeps only its input: with s = sigmoid(x), dx = dy s (1 + x (1 - s))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sigmoid().mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (dy,), (x,) = gradients, ctx.saved_tensors
+        s = x.sigmoid()
+        y = s * x
+        return y.addcmul_(y, s, value=-1).add_(s).mul_(dy)  # y (1 - s) + s, in one new tensor
 
 
 @FEED_FORWARDS.register("swiglu")

@@ -85,4 +85,4 @@ class _Softmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (dy,), (y,) = gradients, ctx.saved_tensors
         dx = dy * y
-        return dx.addcmul(y, dx.sum(ctx.dim, keepdim=True), value=-1), None
+        return dx.addcmul_(y, dx.sum(ctx.dim, keepdim=True), value=-1), None

@@ -1,8 +1,8 @@
 """Schedules: the learning rate as a share of its peak, as a pure function of the step.
 
 `step` counts the steps done before, from 0 to `steps - 1`. The first step is one step up the curve and not at its foot,
-where the rate is 0 and nothing would be learned; the last one is at its end. Every curve rises from 0 in a straight line
-over the first `warmup * steps` steps and then has its own shape:
+where the rate is 0; the last one is at its end. Every curve rises from 0 in a straight line over the first
+`warmup * steps` steps and then has its own shape:
 
     cosine      half a wave down to `final` at the last step
     linear      straight down to `final` at the last step
