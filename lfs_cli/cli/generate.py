@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,8 +84,8 @@ def command(
     from lfs_cli.runs.folder import DataFolder
 
     data = DataFolder.here()
-    if not settings.run:
-        data.find_run()  # before torch, as a typo is: without a run there is nothing to load
+    if not Path(settings.run or "-").is_dir():
+        data.find_run(settings.run)  # before torch: a misspelled run must not cost three seconds
     from lfs_cli.runs.generate import generate, open_model
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -149,7 +150,7 @@ class TextView:
             return
         self._last = text[-1]
         if self.is_terminal:
-            text = printable(text)
+            text = printable(text.replace("\r", ""))
             if is_dim and "NO_COLOR" not in os.environ:
                 text = f"{DIM}{text}{NORMAL}"
         self.console.text(text)

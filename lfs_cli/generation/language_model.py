@@ -270,6 +270,11 @@ class LanguageModel:
             self.model.train(was_training)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is the folder of a checkpoint, though perhaps not a complete one, and not that of a run."""
+    return (path / "model.safetensors").is_file() or (path / "tokenizer.json").is_file()
+
+
 def find_checkpoint(path: Path, checkpoint: str = "best") -> Path:
     """Return the checkpoint folder that ``path`` is, or the one of the run folder ``path`` that ``checkpoint`` names.
 
@@ -281,9 +286,7 @@ def find_checkpoint(path: Path, checkpoint: str = "best") -> Path:
     """
     if not path.is_dir():
         raise CheckpointError(f"no run or checkpoint at {path}", hint="run `lfs report` to see all runs")
-    folder = path
-    if not (path / "model.safetensors").is_file() and not (path / "tokenizer.json").is_file():
-        folder = _named_checkpoint(path / "checkpoints", checkpoint)
+    folder = path if is_checkpoint(path) else _named_checkpoint(path / "checkpoints", checkpoint)
     missing = [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lfs_cli.config import GenerateConfig
 from lfs_cli.errors import ConfigError
-from lfs_cli.generation.language_model import LanguageModel, Piece, find_checkpoint
+from lfs_cli.generation.language_model import LanguageModel, Piece, find_checkpoint, is_checkpoint
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
 
@@ -102,7 +102,7 @@ def open_model(config: GenerateConfig, data: DataFolder, observer: Observer | No
             raise ConfigError(
                 f"plugin `{plugin}`: {error}", hint="name a module that `python -c 'import ...'` finds"
             ) from None
-    if config.run and (Path(config.run) / "model.safetensors").is_file():
+    if config.run and is_checkpoint(Path(config.run)):
         run, folder = Path(config.run).resolve().name, Path(config.run)
     else:
         found = data.find_run(config.run)

@@ -207,3 +207,22 @@ def test_float32_weights_compute_in_other_types_on_request(model: Transformer, d
     )
 
     assert [len(row) for row in cached] == [len(row) for row in uncached] == [5] * len(PROMPTS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_gpu_writes_what_the_cpu_writes(shape: str) -> None:
+    model = make_model(**{"attention": "standard", **SHAPES[shape]})
+    expected = texts(model, PROMPTS, max_tokens=60, sampling=WILD, seed=3)
+
+    assert texts(model.cuda(), PROMPTS, max_tokens=60, sampling=WILD, seed=3) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_gpu_decodes_in_bfloat16(cache: bool) -> None:
+    model = make_model(width=256).cuda().bfloat16()  # 64 channels a head, which the flash kernel takes
+
+    rows = texts(model, PROMPTS, max_tokens=60, sampling=GREEDY, cache=cache)
+
+    assert [len(row) for row in rows] == [60] * len(PROMPTS)
