@@ -1,0 +1,98 @@
+"""`lfs download`: bring text into the data folder, or list what could be brought."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from lfs_cli.cli.console import Console, size
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+from lfs_cli.errors import ConfigError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def command(
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[DATASET]", help="What to bring; none lists what there is.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="FILE_OR_URL", help="Your own text, plain or as .gz, .xz or .bz2.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What to call that text.")] = None,
+    valid_share: Annotated[
+        float | None, typer.Option("--valid-share", metavar="X", help="Share of that text held out for validation.")
+    ] = None,
+    sample_bytes: Annotated[
+        str | None, typer.Option("--size", metavar="BYTES", help="Size of the built-in stories, such as 20MB.")
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    explain: Explain = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Bring a text dataset into the data folder, or verify that it is there whole."""
+    from lfs_cli.config import DownloadConfig, load_config
+
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    if explain:
+        console.explain(DownloadConfig)
+        return
+    options = {
+        "dataset": dataset,
+        "source": source,
+        "name": name,
+        "valid_share": valid_share,
+        "sample_bytes": None if sample_bytes is None else _parse_size(sample_bytes),
+    }
+    settings = load_config(DownloadConfig, config, overrides or [], options)
+    from lfs_cli.runs.download import download, list_datasets
+    from lfs_cli.runs.folder import DataFolder
+
+    data = DataFolder.here()
+    if not (settings.dataset or settings.source or settings.name):
+        console.results(
+            [
+                {
+                    "dataset": listing.dataset,
+                    "here": listing.here,
+                    "text bytes": listing.bytes,
+                    "download bytes": listing.download_bytes,
+                    "licence": listing.licence,
+                    "what": listing.summary,
+                }
+                for listing in list_datasets(data)
+            ]
+        )
+        console.next("next: `lfs download DATASET`, or `lfs download --from FILE_OR_URL --name NAME` for your own text")
+        return
+    result = download(settings, data, console.observer)
+    console.results(
+        [
+            {
+                "file": file.path,
+                "bytes": file.record.bytes,
+                "outcome": file.outcome,
+                "sha256": file.record.sha256 if as_json else file.record.sha256[:12],
+                "licence": file.record.licence,
+                "source": file.record.source,
+            }
+            for file in result.files
+        ],
+        dataset=result.dataset,
+        folder=result.folder,
+    )
+    train, valid = result.files
+    amounts = f"{size(train.record.bytes)} to train on and {size(valid.record.bytes)} to validate on"
+    state = "verified: " if {train.outcome, valid.outcome} == {"verified"} else ""
+    console.next(f"{state}{result.folder} holds {amounts}; next: `lfs tokenize {result.dataset}`")
+
+
+def _parse_size(text: str) -> int:
+    """Return the bytes that a size such as `6000000`, `20MB` or `1.5 GiB` stands for."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().replace("_", "").upper())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"`--size {text}` is not a size", hint="write bytes, or a unit: `--size 20MB`")
+    return round(float(match[1]) * _UNITS[match[2] or ""])
