@@ -1,0 +1,618 @@
+import bz2
+import errno
+import gzip
+import hashlib
+import json
+import lzma
+import random
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import COMMIT, Hub, serve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfs_cli.corpus import sources, transfer
+from lfs_cli.corpus.sources import DATASETS, Dataset, HubFile, bring, bring_own, dataset_folder, here, read_manifest
+from lfs_cli.corpus.text import Inspector, find_cut, unpack
+from lfs_cli.errors import DataError, DownloadError
+
+END = "<|endoftext|>"
+TRAIN_TEXT = "".join(f"Story {n}. {random.Random(n).random()}\n{END}\n" for n in range(4000)).encode()
+VALID_TEXT = "".join(f"Tale {n}.\n{END}\n" for n in range(300)).encode()
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.seen: list[tuple[str, int, int]] = []
+
+    def progress(self, label: str, done: int, total: int, unit: str = "B") -> None:
+        self.seen.append((label, done, total))
+
+    def finish_progress(self) -> None:
+        pass
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+FILES = {
+    "far_train.txt": TRAIN_TEXT,
+    "far_valid.txt": VALID_TEXT,
+    "far_train.txt.gz": gzip.compress(TRAIN_TEXT),
+    "far_valid.txt.gz": gzip.compress(VALID_TEXT),
+}
+
+
+def dataset(ending: str) -> Dataset:
+    files = {
+        split: HubFile(f"far_{split}{ending}", len(FILES[f"far_{split}{ending}"]), len(text), sha256(text))
+        for split, text in (("train.txt", TRAIN_TEXT), ("valid.txt", VALID_TEXT))
+    }
+    return Dataset("for tests", "cc0-1.0", "somebody/stories", files)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setitem(DATASETS, "plain", dataset(""))
+    monkeypatch.setitem(DATASETS, "packed", dataset(".gz"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serve(dict(FILES)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def fetch(name: str, folder: Path, watcher: Watcher | None = None) -> dict[str, str]:
+    with dataset_folder(folder):
+        return bring(name, folder, watcher or Watcher())
+
+
+def own(source: object, folder: Path, watcher: Watcher | None = None, valid_share: float = 0.1) -> dict[str, str]:
+    with dataset_folder(folder):
+        return bring_own(
+            str(source),
+            "mine",
+            folder,
+            valid_share=valid_share,
+            licence="unknown",
+            separator=END,
+            watcher=watcher or Watcher(),
+        )
+
+
+def texts(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "train.txt").read_bytes(), (folder / "valid.txt").read_bytes()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+WHOLE = {"train.txt", "valid.txt", "manifest.json"}
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_a_dataset_of_the_hub_arrives_whole_with_its_manifest(name: str, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / name
+
+    outcomes = fetch(name, folder)
+
+    assert outcomes == {"train.txt": "downloaded", "valid.txt": "downloaded"}
+    assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
+    assert names(folder) == WHOLE
+    record = json.loads((folder / "manifest.json").read_text())["files"]["train.txt"]
+    assert record["sha256"] == sha256(TRAIN_TEXT)
+    assert record["bytes"] == len(TRAIN_TEXT)
+    assert record["revision"] == COMMIT
+    assert record["licence"] == "cc0-1.0"
+    assert record["source"].startswith(f"{hub.url}/datasets/somebody/stories/resolve/{COMMIT}/far_train.txt")
+    assert record["checked"] == "the sha256 that the hub declares"
+
+
+def test_the_token_goes_to_the_hub_and_not_to_the_host_that_it_redirects_to(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.token = "hf_secret"
+
+    fetch("plain", tmp_path / "plain")
+
+    assert {r.get("authorization") for r in hub.log if r["path"].startswith("/datasets/")} == {"Bearer hf_secret"}
+    assert {r.get("authorization") for r in hub.transfers()} == {None}
+
+
+def test_a_second_call_verifies_without_the_network(hub: Hub, tmp_path: Path) -> None:
+    fetch("plain", tmp_path / "plain")
+    hub.log.clear()
+
+    assert fetch("plain", tmp_path / "plain") == {"train.txt": "verified", "valid.txt": "verified"}
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("damage", [b"other", TRAIN_TEXT[:-1] + b"?"], ids=["size", "content"])
+def test_a_damaged_file_is_named_and_fetched_again(damage: bytes, hub: Hub, tmp_path: Path) -> None:
+    folder, watcher = tmp_path / "plain", Watcher()
+    fetch("plain", folder)
+    (folder / "train.txt").write_bytes(damage)
+
+    outcomes = fetch("plain", folder, watcher)
+
+    assert outcomes == {"train.txt": "downloaded", "valid.txt": "verified"}
+    assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
+    assert f"{folder / 'train.txt'} is damaged" in watcher.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_a_connection_cut_in_the_middle_is_taken_up_at_the_same_byte(name: str, hub: Hub, tmp_path: Path) -> None:
+    hub.faults.cut_after = [10**9, 9_000, 20_000]
+
+    fetch(name, tmp_path / name)
+
+    assert texts(tmp_path / name) == (TRAIN_TEXT, VALID_TEXT)
+    ranges = [request.get("range") for request in hub.transfers()]
+    assert ranges[:2] == [None, None]
+    first, second = (int(wanted[6:-1]) for wanted in ranges[2:])
+    assert 0 < first <= 9_000
+    assert first < second <= first + 20_000
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_a_download_that_was_stopped_continues_in_the_next_call(
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name
+    monkeypatch.setattr(transfer, "RETRIES", -1)  # the first break ends the call
+    hub.faults.cut_after = [10**9, 30_000]
+
+    with pytest.raises(DownloadError, match=r"broke off after [\d,]+ of [\d,]+ bytes") as failed:
+        fetch(name, folder)
+
+    assert "run the same command again" in str(failed.value.hint)
+    assert here(folder) == "unfinished"
+    assert len(WHOLE & names(folder)) == 2  # one text and its record; the other has no name yet
+    assert not any(path.name.endswith(".tmp") for path in folder.iterdir())
+    part = next(folder.glob("*.part"))
+    kept = part.stat().st_size
+    assert 0 < kept <= 30_000
+    hub.log.clear()
+    fetch(name, folder)
+    assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
+    assert names(folder) == WHOLE
+    assert [r.get("range") for r in hub.transfers()] == [f"bytes={kept}-"]
+
+
+def test_what_was_fetched_of_an_older_version_is_not_continued(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "plain"
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [10**9, 30_000]
+    with pytest.raises(DownloadError):
+        fetch("plain", folder)
+    newer = TRAIN_TEXT.replace(b"Story", b"Fable")
+    hub.files.update({"far_train.txt": newer, "far_valid.txt": VALID_TEXT})
+    hub.log.clear()
+    watcher = Watcher()
+
+    fetch("plain", folder, watcher)
+
+    assert newer in texts(folder)
+    assert [r.get("range") for r in hub.transfers()] == [None]
+    assert "not the text that this version of lfs knows" in watcher.warnings[0]
+
+
+def test_a_server_without_ranges_sends_all_again_and_the_text_is_right(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.ignore_ranges = True
+    hub.faults.cut_after = [9_000, 20_000, 40_000]
+
+    fetch("plain", tmp_path / "plain")
+
+    assert texts(tmp_path / "plain") == (TRAIN_TEXT, VALID_TEXT)
+
+
+def test_a_busy_server_is_asked_again(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.statuses = [503, 429, 500]
+
+    fetch("plain", tmp_path / "plain")
+
+    assert texts(tmp_path / "plain") == (TRAIN_TEXT, VALID_TEXT)
+
+
+def test_a_small_file_is_checked_against_its_git_hash(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.small = True
+
+    fetch("plain", tmp_path / "plain")
+
+    manifest = read_manifest(tmp_path / "plain")
+    assert manifest is not None
+    assert manifest.files["train.txt"].checked == "the sha1 that the hub declares"
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+@pytest.mark.parametrize("small", [False, True])
+def test_wrong_bytes_never_become_a_dataset(name: str, small: bool, hub: Hub, tmp_path: Path) -> None:
+    hub.faults.small = small
+    hub.faults.wrong_bytes = True
+
+    with pytest.raises(DownloadError, match="wrong checksum"):
+        fetch(name, tmp_path / name)
+
+    assert not (tmp_path / name).exists()
+
+
+def test_a_packed_file_that_cannot_be_unpacked_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    right = hub.files["far_valid.txt.gz"]
+    hub.files["far_valid.txt.gz"] = right[:-1] + bytes([right[-1] ^ 1])
+
+    with pytest.raises(DownloadError, match="damaged gzip file") as failed:
+        fetch("packed", tmp_path / "packed")
+
+    assert "it starts over" in str(failed.value.hint)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_progress_is_shown_while_a_slow_server_sends(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.bytes_per_second = 1_000_000
+    watcher = Watcher()
+
+    fetch("plain", tmp_path / "plain", watcher)
+
+    steps = [(done, total) for label, done, total in watcher.seen if label == "fetching far_train.txt"]
+    assert len(steps) > 3
+    assert steps == sorted(steps)
+    assert steps[-1] == (len(TRAIN_TEXT), len(TRAIN_TEXT))
+
+
+def test_two_processes_do_not_write_one_dataset_at_once(hub: Hub, tmp_path: Path) -> None:
+    folder, outcomes = tmp_path / "plain", []
+    threads = [threading.Thread(target=lambda: outcomes.append(fetch("plain", folder))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcome["train.txt"] for outcome in outcomes) == ["downloaded", "verified"]
+    assert len(hub.transfers()) == 2
+
+
+def test_a_redirect_to_an_unencrypted_server_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.redirect_to = "http://example.com/far_train.txt"
+
+    with pytest.raises(DownloadError, match="is not encrypted"):
+        fetch("plain", tmp_path / "plain")
+
+
+def test_files_put_by_hand_are_accepted_and_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "train.txt").write_bytes(TRAIN_TEXT)
+    (folder / "valid.txt").write_bytes(b"something else")
+
+    assert fetch("plain", folder) == {"train.txt": "put by hand", "valid.txt": "put by hand"}
+    assert fetch("plain", folder) == {"train.txt": "verified", "valid.txt": "verified"}
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert manifest.files["train.txt"].checked == "sha256 that lfs knows"
+    assert manifest.files["valid.txt"].checked == "nothing: put here by hand"
+
+
+def test_both_forms_of_a_packed_file_must_fit_on_the_disk(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = sum(len(FILES[f"far_{split}"]) + len(FILES[f"far_{split}.gz"]) for split in ("train.txt", "valid.txt"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=both - 1))
+
+    with pytest.raises(DownloadError, match=r"needs .* are free"):
+        fetch("packed", tmp_path / "packed")
+
+    assert hub.transfers() == []
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=both))
+    fetch("packed", tmp_path / "packed")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_fills_up_leaves_nothing_half_written(
+    code: int, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(sources, "write_manifest", fail)
+
+    with pytest.raises(DownloadError, match=r"the disk is full|cannot write"):
+        fetch("packed", tmp_path / "packed")
+
+    assert not WHOLE & names(tmp_path / "packed")
+
+
+# The user's own text
+
+
+def test_own_text_is_cut_at_a_document_boundary(tmp_path: Path) -> None:
+    source = tmp_path / "mine.txt"
+    source.write_bytes(TRAIN_TEXT)
+
+    assert own(source, tmp_path / "mine") == {"train.txt": "written", "valid.txt": "written"}
+
+    train, valid = texts(tmp_path / "mine")
+    assert train + valid == TRAIN_TEXT
+    assert train.endswith(f"{END}\n".encode())
+    assert valid.startswith(b"Story ")
+    assert abs(len(valid) / len(TRAIN_TEXT) - 0.1) < 0.001
+    manifest = read_manifest(tmp_path / "mine")
+    assert manifest is not None
+    assert manifest.files["valid.txt"].source == str(source)
+    assert own(source, tmp_path / "mine") == {"train.txt": "verified", "valid.txt": "verified"}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress], ids=["gz", "xz", "bz2"])
+def test_packed_text_is_told_by_its_first_bytes_and_unpacked(pack, tmp_path: Path) -> None:
+    source = tmp_path / "mine.dat"
+    source.write_bytes(pack(TRAIN_TEXT[:50_000]) + pack(TRAIN_TEXT[50_000:]))
+
+    own(source, tmp_path / "mine")
+
+    assert b"".join(texts(tmp_path / "mine")) == TRAIN_TEXT
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress], ids=["gz", "xz", "bz2"])
+def test_a_packed_file_that_ends_early_or_is_damaged_is_refused(pack, tmp_path: Path) -> None:
+    whole = pack(TRAIN_TEXT)
+    middle = len(whole) // 2
+    for damaged in (whole[:middle], whole[:middle] + b"nonsense" + whole[middle:]):
+        source = tmp_path / "mine.dat"
+        source.write_bytes(damaged)
+        with pytest.raises(DataError, match="is a damaged"):
+            own(source, tmp_path / "mine")
+        assert not (tmp_path / "mine").exists()
+
+
+def test_crlf_and_a_byte_order_mark_are_kept(tmp_path: Path) -> None:
+    text = b"\xef\xbb\xbf" + b"One line.\r\nAnother.\r\n\r\n" * 50
+    source = tmp_path / "mine.txt"
+    source.write_bytes(text)
+
+    own(source, tmp_path / "mine")
+
+    train, valid = texts(tmp_path / "mine")
+    assert train + valid == text
+    assert train.endswith(b"\r\n\r\n")
+
+
+def test_invalid_utf8_is_kept_and_its_first_place_named(tmp_path: Path) -> None:
+    text = b"word " * 300_000 + b"caf\xe9 " + b"word " * 1000 + b"\xff"
+    source, watcher = tmp_path / "mine.txt", Watcher()
+    source.write_bytes(text)
+
+    own(source, tmp_path / "mine", watcher)
+
+    assert b"".join(texts(tmp_path / "mine")) == text
+    assert "not UTF-8 at byte 1,500,003" in watcher.warnings[0]
+
+
+REFUSED = {
+    "empty": (b"", "is empty"),
+    "packed empty": (gzip.compress(b""), "is empty"),
+    "one byte": (b"x", "cannot be cut"),
+    "zeros": (b"text\0text", "binary file"),
+    "random": (random.Random(0).randbytes(5000), "binary file"),
+    "UTF-16": ("text".encode("utf-16"), "UTF-16"),
+    "PDF": (b"%PDF-1.7 ...", "is a PDF"),
+    "packed zeros": (gzip.compress(b"\0" * 1000), "binary file"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_text_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    content, message = REFUSED[case]
+    source = tmp_path / "mine"
+    source.write_bytes(content)
+
+    with pytest.raises(DataError, match=message) as refused:
+        own(source, tmp_path / "raw")
+
+    assert refused.value.hint
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_zip_archive_is_named_as_such(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("text.txt", "text")
+
+    with pytest.raises(DataError, match="zip archive") as refused:
+        own(tmp_path / "mine.zip", tmp_path / "raw")
+
+    assert refused.value.hint == f"unpack it first: `unzip -p {tmp_path / 'mine.zip'} > text.txt`"
+
+
+def test_a_name_that_stands_for_other_text_is_not_overwritten(tmp_path: Path) -> None:
+    source, other, folder = tmp_path / "mine.txt", tmp_path / "other.txt", tmp_path / "raw"
+    source.write_bytes(TRAIN_TEXT)
+    other.write_bytes(VALID_TEXT)
+    own(source, folder)
+    before = texts(folder)
+
+    for change in (lambda: own(other, folder), lambda: own(source, folder, valid_share=0.2)):
+        with pytest.raises(DataError, match="`mine` is taken"):
+            change()
+    source.write_bytes(VALID_TEXT)
+    with pytest.raises(DataError, match="an earlier state of"):
+        own(source, folder)
+
+    assert texts(folder) == before
+
+
+def test_own_text_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+    source, folder, watcher = tmp_path / "mine.txt", tmp_path / "raw", Watcher()
+    source.write_bytes(TRAIN_TEXT)
+    own(source, folder)
+    before = texts(folder)
+    (folder / "valid.txt").unlink()
+    (folder / "train.txt").write_bytes(b"broken")
+
+    assert own(source, folder, watcher) == {"train.txt": "written", "valid.txt": "written"}
+    assert texts(folder) == before
+    assert "is damaged" in watcher.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["far_train.txt", "far_train.txt.gz"])
+def test_own_text_from_the_web_continues_after_a_break(
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [30_000]
+    with pytest.raises(DownloadError, match="broke off"):
+        own(hub.web(name), folder)
+    assert names(folder) == {"source.part", "source.part.json"}
+    kept = (folder / "source.part").stat().st_size
+
+    own(hub.web(name), folder)
+
+    assert b"".join(texts(folder)) == TRAIN_TEXT
+    assert names(folder) == WHOLE
+    again = hub.transfers()[-1]
+    assert again["range"] == f"bytes={kept}-"
+    assert again["if-range"] == f'"{hashlib.md5(hub.files[name]).hexdigest()}"'
+    assert own(hub.web(name), folder) == {"train.txt": "verified", "valid.txt": "verified"}
+
+
+def test_a_file_that_changed_on_the_web_is_fetched_from_its_start(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [30_000]
+    with pytest.raises(DownloadError, match="broke off"):
+        own(hub.web("far_train.txt"), tmp_path / "mine")
+    hub.files["far_train.txt"] = newer = TRAIN_TEXT.replace(b"Story", b"Fable")
+
+    own(hub.web("far_train.txt"), tmp_path / "mine")
+
+    assert b"".join(texts(tmp_path / "mine")) == newer
+
+
+def test_a_file_that_changes_on_the_web_meanwhile_is_not_mixed(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.cut_after = [30_000]
+
+    def change(label: str, done: int, total: int, unit: str = "B") -> None:
+        hub.files["far_train.txt"] = TRAIN_TEXT.replace(b"Story", b"Fable")
+
+    watcher = Watcher()
+    watcher.progress = change
+    with pytest.raises(DownloadError, match="changed on the server"):
+        own(hub.web("far_train.txt"), tmp_path / "mine", watcher)
+
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_server_that_tells_neither_length_nor_version_is_enough(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.no_length = hub.faults.no_etag = True
+
+    own(hub.web("far_train.txt"), tmp_path / "mine")
+
+    assert b"".join(texts(tmp_path / "mine")) == TRAIN_TEXT
+
+
+def test_such_a_server_is_not_trusted_to_continue(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.no_length = hub.faults.no_etag = True
+    hub.faults.cut_after = [30_000]
+
+    with pytest.raises(DownloadError, match="broke off") as failed:
+        own(hub.web("far_train.txt"), tmp_path / "mine")
+
+    assert "starts over" in str(failed.value.hint)
+    assert len(hub.transfers()) == 1
+    own(hub.web("far_train.txt"), tmp_path / "mine")
+    assert b"".join(texts(tmp_path / "mine")) == TRAIN_TEXT
+
+
+# Properties
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["a", "é", "漢", " ", "\n", "\r\n", "\n\n", END]), min_size=2, max_size=60),
+    valid_share=st.floats(0.01, 0.99),
+)
+def test_a_cut_keeps_every_byte_and_tears_no_character(tmp_path_factory, words: list[str], valid_share: float) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut.txt"
+    data = "".join(words).encode()
+    path.write_bytes(data)
+
+    cut = find_cut(path, valid_share, END)
+
+    assert 0 < cut < len(data)
+    assert data[:cut].decode() + data[cut:].decode() == "".join(words)
+
+
+def test_one_long_line_is_cut_between_characters(tmp_path: Path) -> None:
+    path = tmp_path / "line.txt"
+    path.write_bytes("漢".encode() * 100_000)
+
+    cut = find_cut(path, 0.1, END)
+
+    assert cut % 3 == 0
+    assert cut == pytest.approx(270_000, abs=3)
+
+
+def test_a_far_away_separator_does_not_make_a_lopsided_cut(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"short\n" + END.encode() + b"\n" + b"a line of text\n" * 1000)
+
+    cut = find_cut(path, 0.1, END)
+
+    assert cut == pytest.approx(0.9 * path.stat().st_size, abs=20)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.binary(max_size=40), sizes=st.lists(st.integers(1, 5), min_size=1))
+def test_the_first_invalid_byte_is_the_one_that_python_names(data: bytes, sizes: list[int]) -> None:
+    inspector = Inspector("text")
+    inspector.bytes = base = 100  # not at the start, where binary files are refused
+    place = 0
+    while place < len(data):
+        size = sizes[place % len(sizes)]
+        inspector.look(data[place : place + size])
+        place += size
+    inspector.finish()
+
+    try:
+        data.decode()
+        expected = None
+    except UnicodeDecodeError as error:
+        expected = base + error.start
+    assert inspector.first_invalid == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.binary(max_size=200), size=st.integers(1, 50), pack=st.sampled_from([gzip.compress, bz2.compress]))
+def test_unpacking_does_not_depend_on_how_the_bytes_arrive(data: bytes, size: int, pack) -> None:
+    packed = pack(data)
+    chunks = [packed[i : i + size] for i in range(0, len(packed), size)]
+
+    assert b"".join(unpack(chunks, "text")) == data
+
+
+def test_a_small_packed_file_of_a_large_text_takes_little_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    chunks = [gzip.compress(b"all work and no play\n" * 2_000_000, compresslevel=1)]  # 42 MB from some 200 kB
+    tracemalloc.start()
+
+    assert sum(len(block) for block in unpack(chunks, "text")) == 42_000_000
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12_000_000
