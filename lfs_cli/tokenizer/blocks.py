@@ -1,8 +1,8 @@
-"""A text in blocks that can be tokenized apart: how files larger than memory are read, and streams are followed.
+r"""A text in blocks that can be tokenized apart: how files larger than memory are read, and streams are followed.
 
 A block may end only where the text on both sides has the same tokens as in the whole: at a special token, or where the
-pattern allows a cut (`split.Pattern.find_cut`). Where it may not is easy to get wrong: after a line end (`a\\n\\n` and
-`b` are split in another way than `a\\n\\nb`), between `'` and `s`, inside a character, inside what may become a special
+pattern allows a cut (`split.Pattern.find_cut`). Where it may not is easy to get wrong: after a line end (`a\n\n` and
+`b` are split in another way than `a\n\nb`), between `'` and `s`, inside a character, inside what may become a special
 token. So the end of a block is searched backwards, and what is left begins the next one.
 """
 

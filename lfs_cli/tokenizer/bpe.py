@@ -13,8 +13,8 @@ Every text can be encoded, since every byte can, and decoding gives exactly the 
 Two ways lead to the same ids. Plain Python with a dictionary of words that were met before serves short texts: it needs
 no numba, so that generating text starts at once. Compiled loops (`loops.py`) serve texts above `COMPILED_BYTES`.
 
-Source: Gage, "A New Algorithm for Data Compression", 1994; Sennrich, Haddow & Birch, "Neural Machine Translation of Rare
-Words with Subword Units", 2016 (arXiv:1508.07909). Bytes as the alphabet: Radford et al., "Language Models are
+Source: Gage, "A New Algorithm for Data Compression", 1994; Sennrich, Haddow & Birch, "Neural Machine Translation of
+Rare Words with Subword Units", 2016 (arXiv:1508.07909). Bytes as the alphabet: Radford et al., "Language Models are
 Unsupervised Multitask Learners", 2019.
 """
 
@@ -262,6 +262,21 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+def will_compile(task: str, size: int, pattern: str) -> bool:
+    """Return whether work on a text of ``size`` bytes begins with seconds of compiling, as it does once on a machine.
+
+    Args:
+        task: ``"learning"`` or ``"encoding"``.
+        size: Bytes of the text.
+        pattern: Name of its pattern.
+    """
+    if size < COMPILED_BYTES or (task == "encoding" and pattern != "gpt2"):
+        return False
+    from lfs_cli.tokenizer import loops
+
+    return not all(map(loops.is_compiled, ("counting", "merging") if task == "learning" else ("encoding",)))
+
+
 def merge_word(word: bytes, merges: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
     """Return the tokens of one word: the definition of encoding, which everything faster must equal.
 
@@ -295,8 +310,10 @@ def merge_ids(ids: list[int], ranks: Ranks) -> list[int]:
 
 
 def _merge_long(ids: list[int], ranks: Ranks) -> list[int]:
-    """Do the same in O(n log n): a heap of (rank, place) in a linked list, where entries that no longer hold are met
-    and dropped.
+    """Do the same in O(n log n).
+
+    The ids are a linked list, and a heap holds (rank, place) of its pairs. An entry that no longer holds, because one
+    of the two ids was merged with another, is dropped when it comes up.
     """
     size = len(ids)
     after, before = list(range(1, size + 1)), list(range(-1, size - 1))

@@ -1,7 +1,8 @@
 """The arrays that the compiled loops work on, and the threads that run them.
 
 Three tables, each the fast form of something plain: `WordCounts` of `learn.count_words`, `learn` of
-`learn.learn_reference`, `Encoder` of `bpe.merge_word`. Arrays grow here, by doubling, when a loop says that one is full.
+`learn.learn_reference`, `Encoder` of `bpe.merge_word`. Arrays grow here, by doubling, when a loop says that one is
+full.
 """
 
 import logging
@@ -222,7 +223,7 @@ def _spell_words(letters: np.ndarray, word_ends: np.ndarray) -> tuple[np.ndarray
 def _first_pairs(
     tokens: np.ndarray, words: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows of `pairs` and the list of places for the pairs of bytes, and the rows in the order of merging."""
+    """Return rows of `pairs` and the list of places for all pairs of bytes, and the rows in the order of merging."""
     at = np.flatnonzero((tokens[:-1] >= 0) & (tokens[1:] >= 0)).astype(np.int32)
     keys = (tokens[at] << 8 | tokens[at + 1]).astype(np.uint16)
     weights = np.zeros(1 << 16, np.int64)
@@ -275,7 +276,7 @@ class Encoder:
         self._model = (classes(), np.array(byte_ids, np.int32), token_sizes, merged_ids, rank_keys, rank_values)
 
     def encode_blocks(self, blocks: Iterator[bytes], workers: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the size in bytes of each block and its ids (int32), in order; at most ``workers`` + 2 are in memory."""
+        """Yield the bytes of each block and its ids (int32), in order. At most ``workers`` + 2 blocks are in memory."""
         if workers == 1:
             yield from map(self._encode, blocks)
             return

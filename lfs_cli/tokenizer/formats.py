@@ -1,7 +1,7 @@
 """Tokenizers in the files of others: GPT-2's `vocab.json` and `merges.txt`, and Hugging Face's `tokenizer.json`.
 
-Both write a token as text, one printable character for each byte: a byte that is a printable character of Latin-1 stands
-for itself, the others take the characters from U+0100 on, in order. So ` the` is written `Ġthe` and a line end `Ċ`.
+Both write a token as text, one printable character for each byte: a byte that is a printable character of Latin-1
+stands for itself, the others take the characters from U+0100 on, in order. So ` the` is `Ġthe` and a line end `Ċ`.
 
     vocab.json        {"!": 0, ..., "Ġthe": 262, ..., "<|endoftext|>": 50256}
     merges.txt        #version: 0.2

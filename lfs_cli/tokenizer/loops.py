@@ -21,7 +21,7 @@ The compiled code is kept in `__pycache__`, or where `NUMBA_CACHE_DIR` says, or 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -33,6 +33,8 @@ Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Words = NDArray[np.uint64]
+Int = int | np.integer[Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth, "The Art of Computer Programming", volume 3, 6.4
 NO_TOKEN, BETWEEN_WORDS = -2, -1
@@ -47,18 +49,25 @@ CACHED_IDS = 7
 CACHED_BYTES = 15
 """Longest word, and most ids of one, that the table of `encode_words` holds."""
 
-_helper = njit(nogil=True)
+_OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
+_helper: Callable[[F], F] = njit(**_OPTIONS)
+"""Compiles a function into those that call it.
+
+`_nrt=False` leaves out the counting of references to arrays, which nothing here needs and which made each call several
+times as slow. A function that makes an array is then refused.
+"""
 
 
 def _loop(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls, and keep the machine code for later processes."""
     try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no folder for compiled code can be written: compile in every process
-        return njit(nogil=True)(function)
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder can be written: compile in every process
+        return _helper(function)
 
 
 @_helper
-def _character(text: Bytes, i: int, stop: int, classes: Bytes) -> tuple[int, int]:
+def _character(text: Bytes, i: Int, stop: Int, classes: Bytes) -> tuple[Int, Int]:
     """Return the class and the bytes of the character at ``i``; a byte that is not UTF-8 is one of its own."""
     first = np.int64(text[i])
     if first < 0x80:
@@ -84,7 +93,7 @@ def _character(text: Bytes, i: int, stop: int, classes: Bytes) -> tuple[int, int
 
 
 @_helper
-def _contraction(text: Bytes, i: int, stop: int) -> int:
+def _contraction(text: Bytes, i: Int, stop: Int) -> Int:
     """Return the bytes of the contraction that begins with the apostrophe at ``i``, 0 when there is none."""
     if i + 1 < stop:
         a = text[i + 1]
@@ -98,7 +107,7 @@ def _contraction(text: Bytes, i: int, stop: int) -> int:
 
 
 @_helper
-def word_end(text: Bytes, start: int, stop: int, classes: Bytes) -> int:
+def word_end(text: Bytes, start: Int, stop: Int, classes: Bytes) -> Int:
     """Return where the word of GPT-2's pattern that begins at ``start`` ends, if the text ends at ``stop``."""
     first = text[start]
     if first == ord("'"):
@@ -125,7 +134,7 @@ def word_end(text: Bytes, start: int, stop: int, classes: Bytes) -> int:
 
 
 @_helper
-def _space_end(text: Bytes, end: int, stop: int, classes: Bytes) -> int:
+def _space_end(text: Bytes, end: Int, stop: Int, classes: Bytes) -> Int:
     """Return the end of white space that goes on at ``end``: without its last character if something follows."""
     last = end
     while end < stop:
@@ -138,7 +147,7 @@ def _space_end(text: Bytes, end: int, stop: int, classes: Bytes) -> int:
 
 
 @_loop
-def find_words(text: Bytes, start: int, stop: int, classes: Bytes, ends: Longs) -> int:
+def find_words(text: Bytes, start: Int, stop: Int, classes: Bytes, ends: Longs) -> Int:
     """Write the end of each word of ``text[start:stop]`` to ``ends`` and return how many there are."""
     count = 0
     while start < stop:
@@ -149,7 +158,7 @@ def find_words(text: Bytes, start: int, stop: int, classes: Bytes, ends: Longs) 
 
 
 @_helper
-def _hash(text: Bytes, start: int, stop: int) -> np.uint64:
+def _hash(text: Bytes, start: Int, stop: Int) -> np.uint64:
     key = np.uint64(stop - start)
     for i in range(start, stop):
         key = (key ^ np.uint64(text[i])) * HASH
@@ -160,16 +169,16 @@ def _hash(text: Bytes, start: int, stop: int) -> np.uint64:
 @_helper
 def _add_word(
     text: Bytes,
-    start: int,
-    stop: int,
-    key: np.uint64,
-    amount: int,
+    start: Int,
+    stop: Int,
+    key: Int,
+    amount: Int,
     slots: Longs,
     hashes: Words,
     ends: Longs,
     counts: Longs,
     letters: Bytes,
-) -> int:
+) -> Int:
     """Add ``amount`` to the count of a word. Returns 1 when it is new, else 0.
 
     The table: `slots` holds the number of a word, from 1 on, at the first free place from its hash on. Word number n
@@ -203,7 +212,7 @@ def _add_word(
 
 
 @_helper
-def _is_full(size: int, slots: Longs, hashes: Words, ends: Longs, counts: Longs, letters: Bytes) -> bool:
+def _is_full(size: Int, slots: Longs, hashes: Words, ends: Longs, counts: Longs, letters: Bytes) -> bool:
     """Return whether the table may lack room for another word of ``size`` bytes. Slots are filled to a half."""
     words = counts[0]
     return words + 2 > len(hashes) or 2 * words >= len(slots) or ends[words] + size > len(letters)
@@ -212,15 +221,15 @@ def _is_full(size: int, slots: Longs, hashes: Words, ends: Longs, counts: Longs,
 @_loop
 def count_words(
     text: Bytes,
-    start: int,
-    stop: int,
+    start: Int,
+    stop: Int,
     classes: Bytes,
     slots: Longs,
     hashes: Words,
     ends: Longs,
     counts: Longs,
     letters: Bytes,
-) -> int:
+) -> Int:
     """Count the words of ``text[start:stop]``. Returns where it stopped: before ``stop`` when the table is full."""
     while start < stop:
         end = word_end(text, start, stop, classes)
@@ -232,7 +241,7 @@ def count_words(
 
 
 @_loop
-def fill_word_slots(slots: Longs, hashes: Words, count: int) -> None:
+def fill_word_slots(slots: Longs, hashes: Words, count: Int) -> None:
     """Enter the first ``count`` words into empty ``slots``."""
     mask = np.int64(len(slots) - 1)
     for word in range(1, count + 1):
@@ -244,7 +253,7 @@ def fill_word_slots(slots: Longs, hashes: Words, count: int) -> None:
 
 @_loop
 def add_words(
-    word: int,
+    word: Int,
     other_hashes: Words,
     other_ends: Longs,
     other_counts: Longs,
@@ -254,7 +263,7 @@ def add_words(
     ends: Longs,
     counts: Longs,
     letters: Bytes,
-) -> int:
+) -> Int:
     """Add another table's words from number ``word`` on. Returns the first that found no room, or one past the last."""
     while word <= other_counts[0]:
         start, end = other_ends[word - 1], other_ends[word]
@@ -268,7 +277,7 @@ def add_words(
 
 
 @_helper
-def _compare(a: int, b: int, ends: Longs, letters: Bytes) -> int:
+def _compare(a: Int, b: Int, ends: Longs, letters: Bytes) -> Int:
     """Return a number above, below or equal to 0 as the bytes of token ``a`` are greater, less or equal."""
     if a == b:
         return 0
@@ -282,7 +291,7 @@ def _compare(a: int, b: int, ends: Longs, letters: Bytes) -> int:
 
 
 @_helper
-def _is_before(count: int, pair: int, other_count: int, other: int, pairs: Longs, ends: Longs, letters: Bytes) -> bool:
+def _is_before(count: Int, pair: Int, other_count: Int, other: Int, pairs: Longs, ends: Longs, letters: Bytes) -> Any:
     """Return whether ``pair`` is merged before ``other``: the more frequent one, then the greater one."""
     if count != other_count:
         return count > other_count
@@ -293,7 +302,7 @@ def _is_before(count: int, pair: int, other_count: int, other: int, pairs: Longs
 
 
 @_helper
-def _rise(heap: Longs, i: int, count: int, pair: int, pairs: Longs, ends: Longs, letters: Bytes) -> None:
+def _rise(heap: Longs, i: Int, count: Int, pair: Int, pairs: Longs, ends: Longs, letters: Bytes) -> None:
     """Put a pair into the heap at ``i`` or above. Rows of the heap are (count, pair), the best one first."""
     while i > 0:
         parent = (i - 1) >> 1
@@ -305,7 +314,7 @@ def _rise(heap: Longs, i: int, count: int, pair: int, pairs: Longs, ends: Longs,
 
 
 @_helper
-def _sink(heap: Longs, size: int, count: int, pair: int, pairs: Longs, ends: Longs, letters: Bytes) -> None:
+def _sink(heap: Longs, size: Int, count: Int, pair: Int, pairs: Longs, ends: Longs, letters: Bytes) -> None:
     """Put a pair into the heap of ``size`` rows in place of its top."""
     i = 0
     while 2 * i + 1 < size:
@@ -322,7 +331,7 @@ def _sink(heap: Longs, size: int, count: int, pair: int, pairs: Longs, ends: Lon
 
 
 @_helper
-def _pair_slot(left: int, right: int, slots: Longs, pairs: Longs) -> int:
+def _pair_slot(left: Int, right: Int, slots: Longs, pairs: Longs) -> Int:
     """Return the slot that holds the number of a pair, from 1 on, or the free one where it belongs."""
     mask = np.int64(len(slots) - 1)
     key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) * HASH
@@ -336,14 +345,14 @@ def _pair_slot(left: int, right: int, slots: Longs, pairs: Longs) -> int:
 
 
 @_loop
-def fill_pair_slots(slots: Longs, pairs: Longs, count: int) -> None:
+def fill_pair_slots(slots: Longs, pairs: Longs, count: Int) -> None:
     """Enter the first ``count`` pairs into empty ``slots``."""
     for pair in range(count):
         slots[_pair_slot(pairs[pair, LEFT], pairs[pair, RIGHT], slots, pairs)] = pair + 1
 
 
 @_helper
-def _change(left: int, right: int, amount: int, slots: Longs, pairs: Longs, state: Longs) -> int:
+def _change(left: Int, right: Int, amount: Int, slots: Longs, pairs: Longs, state: Longs) -> Int:
     """Add ``amount`` to the count of a pair, which may be new, and return its number."""
     slot = _pair_slot(left, right, slots, pairs)
     pair = slots[slot] - 1
@@ -357,7 +366,7 @@ def _change(left: int, right: int, amount: int, slots: Longs, pairs: Longs, stat
 
 
 @_helper
-def _note(found: Longs, count: int, pair: int, place: int, pairs: Longs) -> int:
+def _note(found: Longs, count: Int, pair: Int, place: Int, pairs: Longs) -> Int:
     """Remember that a new pair occurs at ``place``. Returns how many such notes there are."""
     found[count, 0], found[count, 1] = pair, place
     pairs[pair, SIZE] += 1
@@ -366,18 +375,18 @@ def _note(found: Longs, count: int, pair: int, place: int, pairs: Longs) -> int:
 
 @_helper
 def _merge_at(
-    i: int,
-    j: int,
-    merged: int,
-    weight: int,
-    count: int,
+    i: Int,
+    j: Int,
+    merged: Int,
+    weight: Int,
+    count: Int,
     tokens: Ints,
     ends: Longs,
     slots: Longs,
     pairs: Longs,
     found: Longs,
     state: Longs,
-) -> int:
+) -> Int:
     """Merge the tokens at ``i`` and ``j``, next to each other in a word that occurs ``weight`` times.
 
     With x before and y after them, the pairs (x, a) and (b, y) become (x, t) and (t, y).
@@ -405,7 +414,7 @@ def _merge_at(
 
 
 @_helper
-def _list_places(first: int, found: Longs, count: int, slots: Longs, pairs: Longs, places: Ints, state: Longs) -> None:
+def _list_places(first: Int, found: Longs, count: Int, slots: Longs, pairs: Longs, places: Ints, state: Longs) -> None:
     """List in ``places``, pair by pair, where the pairs from number ``first`` on occur: a counting sort."""
     used = state[PLACES]
     for pair in range(first, state[PAIRS]):
@@ -421,9 +430,17 @@ def _list_places(first: int, found: Longs, count: int, slots: Longs, pairs: Long
 
 @_helper
 def _lacks_room(
-    pair: int, ends: Longs, letters: Bytes, pairs: Longs, slots: Longs, heap: Longs, places: Ints, state: Longs
+    pair: Int,
+    ends: Longs,
+    letters: Bytes,
+    pairs: Longs,
+    slots: Longs,
+    heap: Longs,
+    places: Ints,
+    found: Longs,
+    state: Longs,
 ) -> bool:
-    """Return whether merging ``pair`` may need more room than the arrays have; each occurrence makes up to two pairs."""
+    """Return whether merging ``pair`` may need more room; each of its occurrences makes up to two new pairs."""
     new = 2 * pairs[pair, SIZE]
     size = (
         ends[pairs[pair, LEFT] + 1] - ends[pairs[pair, LEFT]] + ends[pairs[pair, RIGHT] + 1] - ends[pairs[pair, RIGHT]]
@@ -433,12 +450,13 @@ def _lacks_room(
         or 2 * (state[PAIRS] + new) > len(slots)
         or state[HEAP] + new > len(heap)
         or state[PLACES] + new > len(places)
+        or new > len(found)
         or state[LETTERS] + size > len(letters)
     )
 
 
 @_helper
-def _spell(pair: int, merged: int, ends: Longs, letters: Bytes, pairs: Longs, state: Longs) -> None:
+def _spell(pair: Int, merged: Int, ends: Longs, letters: Bytes, pairs: Longs, state: Longs) -> None:
     """Write the bytes of a new token behind those of the others."""
     at = state[LETTERS]
     for token in (pairs[pair, LEFT], pairs[pair, RIGHT]):
@@ -451,7 +469,7 @@ def _spell(pair: int, merged: int, ends: Longs, letters: Bytes, pairs: Longs, st
 
 @_loop
 def make_merges(
-    wanted: int,
+    wanted: Int,
     tokens: Ints,
     words: Ints,
     counts: Longs,
@@ -485,15 +503,12 @@ def make_merges(
     state[NEEDED] = 0
     while state[MERGES] < wanted and state[HEAP] > 0:
         count, best = heap[0, 0], heap[0, 1]
-        if pairs[best, COUNT] == count and count > 0:
-            if _lacks_room(best, ends, letters, pairs, slots, heap, places, state) or 2 * pairs[best, SIZE] > len(
-                found
-            ):
-                state[NEEDED] = 2 * pairs[best, SIZE]
-                return
         if pairs[best, COUNT] != count and pairs[best, COUNT] > 0:
             _sink(heap, state[HEAP], pairs[best, COUNT], best, pairs, ends, letters)
             continue
+        if _lacks_room(best, ends, letters, pairs, slots, heap, places, found, state):
+            state[NEEDED] = 2 * pairs[best, SIZE]
+            return
         state[HEAP] -= 1
         _sink(heap, state[HEAP], heap[state[HEAP], 0], heap[state[HEAP], 1], pairs, ends, letters)
         if pairs[best, COUNT] <= 0:
@@ -512,8 +527,8 @@ def make_merges(
 
 @_helper
 def _merge_everywhere(
-    best: int,
-    merged: int,
+    best: Int,
+    merged: Int,
     tokens: Ints,
     words: Ints,
     counts: Longs,
@@ -539,7 +554,7 @@ def _merge_everywhere(
 
 
 @_helper
-def _find_rank(left: int, right: int, rank_keys: Words, ranks: Ints) -> int:
+def _find_rank(left: Int, right: Int, rank_keys: Words, ranks: Ints) -> Int:
     """Return the place of a pair of ids in the list of merges, -1 when it is none."""
     mask = np.int64(len(rank_keys) - 1)
     key = np.uint64(left) << np.uint64(32) | np.uint64(right)
@@ -566,7 +581,7 @@ def fill_ranks(lefts: Longs, rights: Longs, places: Longs, rank_keys: Words, ran
 
 
 @_helper
-def _push(heap: Words, size: int, entry: np.uint64) -> int:
+def _push(heap: Words, size: Int, entry: np.uint64) -> Int:
     i = size
     while i > 0 and heap[(i - 1) >> 1] > entry:
         heap[i] = heap[(i - 1) >> 1]
@@ -576,7 +591,7 @@ def _push(heap: Words, size: int, entry: np.uint64) -> int:
 
 
 @_helper
-def _pop(heap: Words, size: int) -> int:
+def _pop(heap: Words, size: Int) -> Int:
     """Remove the smallest entry, which is the first. Returns the entries that are left."""
     size -= 1
     entry = heap[size]
@@ -594,7 +609,7 @@ def _pop(heap: Words, size: int) -> int:
 
 
 @_helper
-def _offer(heap: Words, size: int, left: int, right: int, place: int, rank_keys: Words, ranks: Ints) -> int:
+def _offer(heap: Words, size: Int, left: Int, right: Int, place: Int, rank_keys: Words, ranks: Ints) -> Int:
     """Put the pair of ids at ``place`` into the heap if it is a merge: the lowest rank first, then the leftmost."""
     rank = _find_rank(left, right, rank_keys, ranks)
     if rank < 0:
@@ -605,8 +620,8 @@ def _offer(heap: Words, size: int, left: int, right: int, place: int, rank_keys:
 @_helper
 def _merge_word(
     text: Bytes,
-    start: int,
-    size: int,
+    start: Int,
+    size: Int,
     byte_ids: Ints,
     sizes: Ints,
     merged_ids: Ints,
@@ -615,8 +630,8 @@ def _merge_word(
     tokens: Ints,
     heap: Words,
     ids: Ints,
-    count: int,
-) -> int:
+    count: Int,
+) -> Int:
     """Encode one word in O(n log n). Writes its ids to ``ids`` from ``count`` on and returns one past the last."""
     pairs = 0
     for i in range(size):
@@ -651,7 +666,7 @@ def _merge_word(
 
 
 @_helper
-def _key(text: Bytes, start: int, end: int) -> tuple[np.uint64, np.uint64]:
+def _key(text: Bytes, start: Int, end: Int) -> tuple[np.uint64, np.uint64]:
     """Return up to 15 bytes and their number as two words of 8 bytes, which are 0 for no word."""
     low, high = np.uint64(0), np.uint64(end - start) << np.uint64(56)
     shift = np.uint64(0)
@@ -668,8 +683,8 @@ def _key(text: Bytes, start: int, end: int) -> tuple[np.uint64, np.uint64]:
 @_loop
 def encode_words(
     text: Bytes,
-    start: int,
-    stop: int,
+    start: Int,
+    stop: Int,
     classes: Bytes,
     byte_ids: Ints,
     sizes: Ints,
@@ -682,7 +697,7 @@ def encode_words(
     heap: Words,
     ids: Ints,
     state: Longs,
-) -> int:
+) -> Int:
     """Encode ``text[start:stop]`` word by word.
 
     Args:
@@ -707,6 +722,7 @@ def encode_words(
     """
     count = state[0]
     mask = np.int64(len(cached_keys) - 1)
+    slot, low, high = np.int64(0), np.uint64(0), np.uint64(0)
     while start < stop:
         end = word_end(text, start, stop, classes)
         size = end - start
@@ -743,7 +759,7 @@ LOOPS = {
 
 
 def is_compiled(task: str) -> bool:
-    """Return whether a task's loops need not be compiled: they were in this process, or are kept from an earlier one."""
+    """Return whether the loops of a task are compiled already, in this process or in an earlier one that kept them."""
     source = Path(__file__).stat().st_mtime
     for loop in LOOPS[task]:
         if loop.signatures:

@@ -53,17 +53,16 @@ O200K = (
 )
 """GPT-4o's words: those of GPT-4, cut before a capital inside a word, with contractions left on their word."""
 
-_WIDE_SPACES = (
-    rb"\xc2\x85", rb"\xc2\xa0", rb"\xe1\x9a\x80", rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]", rb"\xe2\x81\x9f", rb"\xe3\x80\x80"
-)  # fmt: skip
-
-CUT_GPT2 = (
-    rb"(?<=[!-~\x80-\xff])" + b"".join(b"(?<!" + space + b")" for space in _WIDE_SPACES) + rb"(?=[\t-\r ])"
-    rb"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
+_NO_SPACE_BEFORE = (
+    rb"(?<=[!-~\x80-\xff])(?<!\xc2\x85)(?<!\xc2\xa0)(?<!\xe1\x9a\x80)"
+    rb"(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])(?<!\xe2\x81\x9f)(?<!\xe3\x80\x80)"
 )
+_LETTER_AND_DIGIT = rb"(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
+
+CUT_GPT2 = _NO_SPACE_BEFORE + rb"(?=[\t-\r ])|" + _LETTER_AND_DIGIT
 """Where GPT-2's words always end: before white space after anything else, and between a letter and a digit."""
 
-CUT_GPT4 = rb"(?<=[A-Za-z0-9])(?=[\t-\r ])|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])|(?<=[\r\n])(?=[A-Za-z0-9])"
+CUT_GPT4 = rb"(?<=[A-Za-z0-9])(?=[\t-\r ])|(?<=[\r\n])(?=[A-Za-z0-9])|" + _LETTER_AND_DIGIT
 """The same for GPT-4 and GPT-4o, where punctuation takes the line ends that follow it."""
 
 
