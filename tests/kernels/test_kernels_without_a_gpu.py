@@ -1,0 +1,91 @@
+"""What holds on any machine: kernels import, say why they cannot run, and compile for GPUs that are not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # importing it raises ImportError
+import torch
+from lfs_cli.kernels import tiled_attention
+from lfs_cli.kernels.flash_attention import flash_attention, unavailable_reason
+print(unavailable_reason("cuda", torch.bfloat16, 64))
+x = torch.zeros(1, 2, 1, 16)
+try:
+    flash_attention(x, x, x)
+except ValueError as error:
+    print(error)
+print(tiled_attention.tiled_attention(x, x, x).shape)
+"""
+
+
+def python(*arguments: str) -> str:
+    """Run a fresh Python in which Triton compiles rather than interprets, and return what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_everything_imports_without_triton() -> None:
+    assert python("-c", WITHOUT_TRITON).splitlines() == [
+        "Triton is not installed",
+        "flash_attention cannot run here: Triton is not installed",
+        "torch.Size([1, 2, 1, 16])",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_reason_without_a_gpu() -> None:
+    script = (
+        "import torch; from lfs_cli.kernels.flash_attention import unavailable_reason as why\n"
+        "for device in ('cpu', 'cuda', 'mps'): print(why(device, torch.float32, 64))"
+    )
+    assert python("-c", script).splitlines() == [
+        "it needs a CUDA GPU, and this is cpu",
+        "no NVIDIA GPU was found",
+        "it needs a CUDA GPU, and this is mps",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled, not interpreted")
+def test_the_interpreter_takes_the_cpu_but_not_bfloat16() -> None:
+    from lfs_cli.kernels.flash_attention import unavailable_reason
+
+    assert unavailable_reason("cpu", torch.float16, 64) is None
+    assert unavailable_reason("cpu", torch.bfloat16, 64) == "Triton's interpreter cannot multiply bfloat16"
+
+
+def compiled(capability: int, dtype: str, *head_dims: int) -> list[dict[str, Any]]:
+    pytest.importorskip("triton.backends.nvidia")
+    script = str(Path(__file__).with_name("compile_offline.py"))
+    return [json.loads(line) for line in python(script, str(capability), dtype, *map(str, head_dims)).splitlines()]
+
+
+def faults(reports: list[dict[str, Any]], shared: int) -> list[dict[str, Any]]:
+    return [r for r in reports if r["spilled"] or r["serialized"] or r["shared"] > shared]
+
+
+@pytest.mark.parametrize(("capability", "shared"), [(80, 99 * 1024), (90, 227 * 1024)])
+def test_training_kernels_compile_without_spills(capability: int, shared: int) -> None:
+    reports = compiled(capability, "bf16", 64)
+    assert len(reports) == 3
+    assert not faults(reports, shared)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize(("capability", "shared"), [(80, 99 * 1024), (90, 227 * 1024)])
+def test_every_tile_of_the_table_compiles_without_spills(capability: int, shared: int, dtype: str) -> None:
+    reports = compiled(capability, dtype, 32, 64, 96, 128, 256)
+    assert len(reports) == 5 * 3 * 3
+    assert not faults(reports, shared)
