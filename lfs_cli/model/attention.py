@@ -135,11 +135,13 @@ def resolve_attention(name: str, device_type: str, dtype: torch.dtype, head_dim:
     return name, "chosen by name"
 
 
+_resolve_once = cache(resolve_attention)
+
+
 @torch.compiler.assume_constant_result
-@cache
 def _resolved_name(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str:
-    """The name alone, looked up once and not traced by torch.compile."""
-    return resolve_attention(name, device_type, dtype, head_dim)[0]
+    """The name alone: looked up once, and a constant to torch.compile."""
+    return _resolve_once(name, device_type, dtype, head_dim)[0]
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

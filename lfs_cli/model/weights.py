@@ -189,13 +189,15 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _write(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
+    # Widest types first, so that every tensor starts at a multiple of its type's size and a reader can map it
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
     header: dict[str, object] = {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _TYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8 bytes, so that a reader can map them
+    text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,183 @@
+"""Attention: every backend against the reference, the reference against torch, and the layer around them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lfs_cli.errors import ConfigError, DeviceError
+from lfs_cli.kernels import flash_attention as flash
+from lfs_cli.model import ATTENTION, Attention, RotaryEmbedding, resolve_attention, scaled_dot_product_attention
+from lfs_cli.model.attention import attend_reference
+
+
+def heads(B: int, T: int, S: int, H: int, G: int, D: int, dtype=torch.float32, device="cpu") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1000 * T + S)
+    shapes = [(B, T, H, D), (B, S, G, D), (B, S, G, D)]
+    return [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+def output_and_gradients(attend, inputs: list[Tensor], causal: bool) -> list[Tensor]:
+    output = attend(*inputs, causal=causal)
+    dy = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape)
+    return [output, *torch.autograd.grad(output, inputs, dy.to(output.dtype))]
+
+
+def by_torch(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    T, S = q.shape[1], k.shape[1]
+    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T) if causal else None
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+
+
+shapes = st.tuples(
+    st.integers(1, 3), st.integers(1, 7), st.integers(0, 5), st.integers(1, 3), st.integers(1, 2), st.integers(1, 8)
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, causal=st.booleans())
+def test_the_reference_and_standard_match_torch(shape, causal) -> None:
+    B, T, cached, G, shared, D = shape
+    inputs = heads(B, T, T + cached, G * shared, G, D, torch.float64)
+
+    expected = output_and_gradients(by_torch, inputs, causal)
+
+    for name in ("reference", "standard"):
+        for ours, theirs in zip(output_and_gradients(ATTENTION.get(name), inputs, causal), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1, 16), (2, 33, 33, 4, 2, 32), (2, 5, 40, 4, 1, 16)], ids=str)
+@pytest.mark.parametrize("name", ATTENTION.names())
+def test_every_backend_equals_the_reference(name, shape, causal, device) -> None:
+    if name == "flash" and (reason := flash.unavailable_reason(device, torch.float32, shape[-1])):
+        pytest.skip(reason)
+    inputs = heads(*shape, device=device)
+
+    ours = output_and_gradients(ATTENTION.get(name), inputs, causal)
+    exact = output_and_gradients(attend_reference, [x.double() for x in inputs], causal)
+
+    for mine, right in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.double(), right, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["reference", "standard"])
+def test_bfloat16_goes_in_and_comes_out(name) -> None:
+    inputs = heads(2, 9, 9, 4, 2, 8, torch.bfloat16)
+
+    ours = output_and_gradients(ATTENTION.get(name), inputs, True)
+    exact = output_and_gradients(attend_reference, [x.double() for x in inputs], True)
+
+    for mine, right in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.double(), right, atol=5e-2, rtol=5e-2)
+
+
+def test_standard_reads_heads_in_any_memory_layout() -> None:
+    inputs = heads(2, 5, 5, 4, 2, 8)
+    moved = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in inputs]
+
+    for a, b in zip(*(output_and_gradients(ATTENTION.get("standard"), x, True) for x in (inputs, moved)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_huge_scores_do_not_overflow() -> None:
+    q, k, v = (x.detach() * 100 for x in heads(1, 4, 4, 1, 1, 8))
+
+    torch.testing.assert_close(ATTENTION.get("standard")(q, k, v), by_torch(q, k, v, causal=True))
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3), (1, 2, 3)], ids=str)
+def test_scaled_dot_product_attention_takes_any_leading_dimensions_and_mask(leading) -> None:
+    q, k, v = torch.randn(*leading, 4, 8), torch.randn(*leading, 6, 8), torch.randn(*leading, 6, 5)
+    mask = torch.rand(*leading, 4, 6) > 0.5
+    mask[..., 0] = True
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(scaled_dot_product_attention(q, k, v, mask), attend(q, k, v, attn_mask=mask))
+    torch.testing.assert_close(scaled_dot_product_attention(q, k, v), attend(q, k, v))
+
+
+def test_auto_takes_standard_where_there_is_no_gpu_and_says_why() -> None:
+    assert resolve_attention("auto", "cpu", torch.float32, 32) == (
+        "standard",
+        "`flash` is for CUDA GPUs, and this is cpu",
+    )
+
+
+def test_auto_takes_flash_on_a_gpu_that_can_run_it(monkeypatch) -> None:
+    monkeypatch.setattr(flash, "unavailable_reason", lambda *_: None)
+    assert resolve_attention("auto", "cuda", torch.bfloat16, 64)[0] == "flash"
+
+    monkeypatch.setattr(flash, "unavailable_reason", lambda *_: "head dimension 999 is above 256")
+    assert resolve_attention("auto", "cuda", torch.bfloat16, 999) == ("standard", "head dimension 999 is above 256")
+
+
+def test_flash_by_name_is_refused_where_it_cannot_run(monkeypatch) -> None:
+    monkeypatch.setattr(flash, "unavailable_reason", lambda *_: "Triton is not installed")
+
+    with pytest.raises(DeviceError, match="Triton is not installed") as caught:
+        resolve_attention("flash", "cpu", torch.float32, 32)
+    assert "model.attention=auto" in caught.value.hint
+
+
+def test_a_misspelled_backend_is_corrected() -> None:
+    with pytest.raises(ConfigError, match="unknown attention backend `standart`") as caught:
+        resolve_attention("standart", "cpu", torch.float32, 32)
+    assert caught.value.hint == "did you mean `standard`?"
+
+
+def layer_by_torch(layer: Attention, x: Tensor, heads: int, rope: RotaryEmbedding | None, positions: Tensor) -> Tensor:
+    """The same layer written out, one position list for all sequences."""
+
+    def split(name: str) -> Tensor:
+        return torch.nn.functional.linear(x, getattr(layer, name).weight).unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+    q, k, v = split("query"), split("key"), split("value")
+    if rope is not None:
+        q, k = rope(q, positions), rope(k, positions)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return torch.nn.functional.linear(mixed.transpose(-3, -2).flatten(-2), layer.output.weight)
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("has_rope", [True, False])
+def test_the_layer_matches_its_formula_for_any_leading_dimensions(leading, has_rope) -> None:
+    rope = RotaryEmbedding(10_000.0, 4, 20) if has_rope else None
+    layer = Attention(12, 3, rope=rope)
+    x = torch.randn(*leading, 5, 12)
+    positions = torch.tensor([3, 1, 4, 15, 9])
+
+    torch.testing.assert_close(layer(x), layer_by_torch(layer, x, 3, rope, torch.arange(5)))
+    torch.testing.assert_close(layer(x, positions), layer_by_torch(layer, x, 3, rope, positions))
+    torch.testing.assert_close(layer(x, positions.expand(*leading, 5)), layer(x, positions))
+
+
+def test_each_sequence_may_have_its_own_positions() -> None:
+    layer = Attention(8, 2, rope=RotaryEmbedding(10_000.0, 4, 20))
+    x, positions = torch.randn(2, 3, 8), torch.tensor([[0, 1, 2], [7, 3, 11]])
+
+    alone = torch.stack([layer(x[row], positions[row]) for row in range(2)])
+
+    torch.testing.assert_close(layer(x, positions), alone)
+
+
+def test_no_position_sees_a_later_one() -> None:
+    layer = Attention(8, 2, 1, rope=RotaryEmbedding(10_000.0, 4, 20), qk_norm=True)
+    x = torch.randn(1, 6, 8, requires_grad=True)
+
+    (gradient,) = torch.autograd.grad(layer(x)[0, 3].sum(), x)
+
+    assert (gradient[0, :4].abs().sum(-1) > 0).all()
+    assert torch.equal(gradient[0, 4:], torch.zeros(2, 8))
+
+
+def test_qk_norm_makes_the_size_of_the_input_irrelevant_to_the_shares() -> None:
+    layer = Attention(8, 2, qk_norm=True, epsilon=1e-12)
+    x = torch.randn(1, 6, 8)
+
+    torch.testing.assert_close(layer(3 * x), 3 * layer(x))

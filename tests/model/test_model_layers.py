@@ -1,0 +1,163 @@
+"""Linear, Embedding, softmax, the norms, SiLU and the feed-forward layers, each against its formula."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lfs_cli.model import FEED_FORWARDS, NORMS, Embedding, Linear, ReLU2, RMSNorm, SiLU, SwiGLU, silu, softmax
+
+leading = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+few = settings(max_examples=15, deadline=None)
+
+
+def weights_of(module: torch.nn.Module) -> list[Tensor]:
+    return [weight.detach() for weight in module.parameters()]
+
+
+@few
+@given(leading=leading, inputs=st.integers(1, 9), outputs=st.integers(1, 9))
+def test_linear_is_a_product_with_the_transposed_weight(leading, inputs, outputs) -> None:
+    layer = Linear(inputs, outputs)
+    x = torch.randn(*leading, inputs)
+
+    assert layer.weight.shape == (outputs, inputs)
+    torch.testing.assert_close(layer(x), torch.einsum("...i,oi->...o", x, layer.weight))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 1, 3)], ids=str)
+def test_embedding_looks_up_rows_and_sums_their_gradients(shape) -> None:
+    table = Embedding(7, 4)
+    tokens = torch.randint(7, shape)
+    dy = torch.randn(*shape, 4)
+
+    y = table(tokens)
+    (gradient,) = torch.autograd.grad(y, table.weight, dy)
+
+    assert torch.equal(y, table.weight[tokens])
+    expected = torch.nn.functional.one_hot(tokens.reshape(-1), 7).float().T @ dy.reshape(-1, 4)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_linear_starts_as_a_truncated_normal_of_its_fans() -> None:
+    torch.manual_seed(0)
+    weight = Linear(300, 700).weight.detach()
+    sigma = math.sqrt(2 / 1000)
+
+    assert weight.abs().max() <= 3 * sigma
+    assert weight.abs().max() > 2.9 * sigma
+    assert weight.mean().abs() < 0.01 * sigma
+    assert weight.std() == pytest.approx(0.9866 * sigma, rel=0.01)  # the limits take 1.3 % of the deviation
+
+
+def test_embedding_starts_as_a_truncated_normal_of_unit_size() -> None:
+    torch.manual_seed(0)
+    weight = Embedding(1000, 200).weight.detach()
+
+    assert 2.9 < weight.abs().max() <= 3
+    assert weight.std() == pytest.approx(0.9866, rel=0.01)
+
+
+def test_softmax_of_known_numbers() -> None:
+    shares = softmax(torch.tensor([0.0, math.log(2), math.log(5), -math.inf]))
+
+    torch.testing.assert_close(shares, torch.tensor([1 / 8, 2 / 8, 5 / 8, 0]))
+
+
+def test_softmax_of_huge_scores_does_not_overflow() -> None:
+    torch.testing.assert_close(softmax(torch.tensor([1000.0, 1001.0])), softmax(torch.tensor([0.0, 1.0])))
+
+
+@few
+@given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), data=st.data())
+def test_softmax_and_its_gradients_match_the_definition(shape, data) -> None:
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    torch.testing.assert_close(softmax(x, dim), x.exp() / x.exp().sum(dim, keepdim=True))
+    assert torch.autograd.gradcheck(lambda x: softmax(x, dim), x)
+
+
+def test_rms_norm_of_known_numbers() -> None:
+    norm = RMSNorm(2, epsilon=0.5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 10.0]))
+
+    root = math.sqrt((3**2 + 4**2) / 2 + 0.5)
+    torch.testing.assert_close(norm(torch.tensor([3.0, -4.0])), torch.tensor([3 / root, -40 / root]))
+
+
+def test_rms_norm_starts_with_weights_of_one_and_cs336s_epsilon() -> None:
+    norm = RMSNorm(3)
+
+    assert torch.equal(norm.weight, torch.ones(3))
+    assert norm.epsilon == 1e-5
+
+
+def test_rms_norm_computes_in_float32_and_answers_in_the_type_of_its_input() -> None:
+    x = torch.full((4,), 300.0, dtype=torch.float16)  # 300^2 is beyond float16
+
+    y = RMSNorm(4)(x)
+
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y, torch.ones(4, dtype=torch.float16))
+
+
+@few
+@given(leading=leading, width=st.integers(1, 9))
+def test_rms_norm_matches_its_formula_in_float64(leading, width) -> None:
+    norm = RMSNorm(width).double()
+    x = torch.randn(*leading, width, dtype=torch.float64)
+
+    torch.testing.assert_close(norm(x), x / (x**2).mean(-1, keepdim=True).add(1e-5).sqrt() * norm.weight)
+
+
+@pytest.mark.parametrize("name", NORMS.names())
+def test_every_norm_keeps_shape_and_type_and_lets_gradients_through(name) -> None:
+    norm = NORMS.create(name, 8, 1e-5)
+    x = torch.randn(2, 3, 8, dtype=torch.bfloat16, requires_grad=True)
+
+    y = norm(x)
+    y.sum().backward()
+
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert x.grad is not None
+
+
+def test_silu_is_x_times_sigmoid_with_its_gradient() -> None:
+    x = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
+
+    torch.testing.assert_close(silu(x), x / (1 + (-x).exp()))
+    assert torch.autograd.gradcheck(silu, x)
+
+
+def test_swiglu_is_its_formula() -> None:
+    layer = SwiGLU(3, 5)
+    gate, up, down = weights_of(layer)
+    x = torch.randn(2, 4, 3)
+
+    assert [name for name, _ in layer.named_parameters()] == ["gate.weight", "up.weight", "down.weight"]
+    torch.testing.assert_close(layer(x), (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T)
+
+
+def test_the_plain_feed_forwards_are_their_formulas() -> None:
+    x = torch.randn(2, 4, 3)
+    soft, squared = SiLU(3, 5), ReLU2(3, 5)
+
+    up, down = weights_of(soft)
+    torch.testing.assert_close(soft(x), torch.nn.functional.silu(x @ up.T) @ down.T)
+    up, down = weights_of(squared)
+    torch.testing.assert_close(squared(x), (x @ up.T).clamp(min=0) ** 2 @ down.T)
+
+
+@pytest.mark.parametrize("name", FEED_FORWARDS.names())
+def test_every_feed_forward_treats_each_position_alone(name) -> None:
+    layer = FEED_FORWARDS.create(name, 4, 6)
+    x = torch.randn(2, 5, 4)
+
+    alone = torch.stack([layer(x[:, position]) for position in range(5)], 1)
+
+    torch.testing.assert_close(layer(x), alone)
