@@ -153,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             target = faults.redirect_to or f"http://localhost:{self.hub.port}/cdn/{name}?signature=1"
             linked = {} if faults.no_etag else {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"'}
             linked["X-Linked-Size"] = str(len(content))
+            linked["X-Xet-Hash"] = hashlib.sha256(name.encode()).hexdigest()  # tempts a client that has hf_xet
+            linked["Link"] = f'<{self.hub.url}/api/datasets/xet-read-token/{commit}>; rel="xet-auth"'
             self._send(302, b"", {"Location": target, "Accept-Ranges": "bytes", **linked, **commit})
 
     def _content(self, name: str, etag: str, headers: dict[str, str] | None = None) -> None:

@@ -14,7 +14,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 
 def command(
     dataset: Annotated[
-        str | None, typer.Argument(metavar="[DATASET]", help="What to bring; none lists what there is.")
+        str | None, typer.Argument(metavar="DATASET", help="What to bring; none lists what there is.")
     ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="FILE_OR_URL", help="Your own text, plain or as .gz, .xz or .bz2.")
@@ -77,7 +77,7 @@ def command(
                 "outcome": file.outcome,
                 "sha256": file.record.sha256 if as_json else file.record.sha256[:12],
                 "licence": file.record.licence,
-                "source": file.record.source,
+                **({"source": file.record.source, "revision": file.record.revision} if as_json else {}),
             }
             for file in result.files
         ],

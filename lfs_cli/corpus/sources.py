@@ -79,8 +79,8 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "tinystories": Dataset(
-        summary="short stories in simple words, written by GPT-4 (arXiv:2305.07759)",
+    "tinystories": Dataset(  # Eldan & Li, "TinyStories", 2023 (arXiv:2305.07759), version 2
+        summary="short stories in simple words, by GPT-4",
         licence="cdla-sharing-1.0",
         repository="roneneldan/TinyStories",
         files={
@@ -99,8 +99,8 @@ DATASETS: dict[str, Dataset] = {
         },
     ),
     "owt": Dataset(
-        summary="a sample of OpenWebText: web pages that people recommended",
-        licence="none stated; OpenWebText itself is cc0-1.0",
+        summary="web pages, a sample of OpenWebText",
+        licence="not stated (OpenWebText: cc0-1.0)",
         repository="stanford-cs336/owt-sample",
         files={
             TRAIN: HubFile(
@@ -117,12 +117,14 @@ DATASETS: dict[str, Dataset] = {
             ),
         },
     ),
-    "sample": Dataset(summary="short stories that lfs writes itself, without a network", licence=SAMPLE_LICENCE),
+    "sample": Dataset(summary="short stories that lfs writes itself", licence=SAMPLE_LICENCE),
 }
 
 
 class Watcher(Protocol):
     """Whoever is told how the work goes (`runs.observer.Observer` fits)."""
+
+    def stage(self, text: str) -> None: ...
 
     def progress(self, label: str, done: int, total: int, unit: str = "B") -> None: ...
 
@@ -194,15 +196,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def dataset_folder(folder: Path) -> Iterator[None]:
+def dataset_folder(folder: Path, watcher: Watcher) -> Iterator[None]:
     """Make ``folder`` and keep it for this process; a second process waits. Failures of the disk become errors.
+
+    Args:
+        folder: A dataset's folder.
+        watcher: Is told when another process has it.
 
     Raises:
         DownloadError: When the folder cannot be written or the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _locked(folder, watcher):
+            for left_over in folder.glob("*.tmp"):  # of a process that was killed
+                left_over.unlink()
             yield
     except OSError as error:
         raise _explain_disk(error, folder) from None
@@ -231,8 +239,9 @@ def bring(name: str, folder: Path, watcher: Watcher) -> dict[str, str]:
     for split in sorted(wanted, key=lambda split: wanted[split].bytes):
         record = _bring_file(wanted[split], remotes[split], dataset, folder / split, watcher)
         _file_away(name, folder, {split: (_temporary(folder / split), record)})
-        discard(_part(folder, wanted[split].name))
         outcomes[split] = "downloaded"
+    for file in dataset.files.values():
+        discard(_part(folder, file.name))
     return outcomes
 
 
@@ -418,9 +427,11 @@ def _bring_file(file: HubFile, remote: Remote, dataset: Dataset, path: Path, wat
     text = hashlib.sha256()
     again = f"run the same command again: it starts over; or {remote.other_ways}"
 
+    def show(done: int, total: int, *, is_new: bool) -> None:
+        watcher.progress(f"{'fetching' if is_new else 'reading what is here of'} {file.name}", done, total)
+
     def chunks() -> Iterator[bytes]:
-        shown = f"fetching {file.name}"
-        for chunk in receive(remote, part, lambda done, total: watcher.progress(shown, done, total)):
+        for chunk in receive(remote, part, show):
             arrived.update(chunk)
             yield chunk
         watcher.finish_progress()
@@ -490,14 +501,14 @@ def _is_url(source: str) -> bool:
 
 def _own_chunks(source: str, folder: Path, watcher: Watcher) -> Iterator[bytes]:
     """Yield the bytes of the user's file or URL, after a look at the free disk."""
-    label = f"reading {source.rsplit('/', 1)[-1]}"
+    name = source.rsplit("/", 1)[-1]
     checked_totals: list[int] = []
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, *, is_new: bool = False) -> None:
         if not checked_totals:
             checked_totals.append(total)
             check_disk(folder, 2 * total if _is_url(source) else total)  # what is fetched, and the text in it
-        watcher.progress(label, done, total)
+        watcher.progress(f"{'fetching' if is_new else 'reading'} {name}", done, total)
 
     if _is_url(source):
         ways = "fetch it by other means and give the file: `lfs download --from FILE --name NAME`"
@@ -518,6 +529,8 @@ def _own_file(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(f"`{source}` is a folder", hint=f"join its texts to one file: `cat {path}/*.txt > text.txt`")
+    if path.exists() and not path.is_file():
+        raise DataError(f"`{source}` is not a file on a disk", hint=f"save it first: `cat {source} > text.txt`")
     try:
         with path.open("rb"):
             return path.resolve()
@@ -594,7 +607,7 @@ def _explain_disk(error: OSError, folder: Path) -> LfsError:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, watcher: Watcher) -> Iterator[None]:
     """Hold ``folder`` for this process. A second one waits here, and then finds the work done."""
     try:
         import fcntl
@@ -603,8 +616,13 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network disks have no locks
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            watcher.stage(f"waiting for another process that is writing {folder}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # some network disks have no locks
+            pass
         yield
     finally:
         os.close(descriptor)

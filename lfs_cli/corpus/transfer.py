@@ -16,10 +16,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from lfs_cli.errors import DownloadError
@@ -38,6 +38,18 @@ MIRROR = "https://hf-mirror.com"
 
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = 10
+
+
+class OnProgress(Protocol):
+    """Is told how far a file has come.
+
+    Args:
+        done: Bytes so far.
+        total: Size of the file; 0 when its server does not tell.
+        is_new: Whether the last of them came from the network, not from a part on the disk.
+    """
+
+    def __call__(self, done: int, total: int, *, is_new: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,17 @@ def find_on_hub(repository: str, filename: str, other_ways: str) -> Remote:
     Raises:
         DownloadError: Without a network, in offline mode, or when there is no such file or no access to it.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import build_hf_headers
 
     endpoint = hub_endpoint()
-    host = check_url(endpoint)
+    try:
+        host = check_url(endpoint)
+    except DownloadError as error:
+        raise DownloadError(f"`HF_ENDPOINT` cannot be used: {error}", hint=error.hint) from None
+    if not re.fullmatch(r"[!-~]*", get_token() or ""):  # a request would fail with the token in its message
+        raise DownloadError("`HF_TOKEN` holds a character that no token has", hint="set it again, or `unset HF_TOKEN`")
     url = hf_hub_url(repository, filename, repo_type="dataset", endpoint=endpoint)
     try:
         found = get_hf_file_metadata(url, endpoint=endpoint, library_name="lfs")
@@ -140,7 +157,7 @@ def discard(part: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
-def receive(remote: Remote, part: Path, on_progress: Callable[[int, int], None]) -> Iterator[bytes]:
+def receive(remote: Remote, part: Path, on_progress: OnProgress) -> Iterator[bytes]:
     """Yield all bytes of ``remote`` in order, and keep them in ``part``.
 
     Those that ``part`` already holds come from the disk. A connection that breaks is taken up again at the same byte,
@@ -149,8 +166,7 @@ def receive(remote: Remote, part: Path, on_progress: Callable[[int, int], None])
     Args:
         remote: The file.
         part: Where its bytes are kept.
-        on_progress: Called with the bytes handed on and the size of the file, 0 when its server does not tell,
-            before each chunk is handed on.
+        on_progress: Told, before each chunk, how many bytes are handed on with it.
 
     Raises:
         DownloadError: When the transfer cannot be completed. ``part`` stays, for a later call.
@@ -184,7 +200,7 @@ class _InterruptedError(Exception):
 class _Transfer:
     """The state of one file on its way: what is on the disk, and what was handed on."""
 
-    def __init__(self, remote: Remote, part: Path, on_progress: Callable[[int, int], None]) -> None:
+    def __init__(self, remote: Remote, part: Path, on_progress: OnProgress) -> None:
         self.remote = remote
         self.part = part
         self.on_progress = on_progress
@@ -211,7 +227,7 @@ class _Transfer:
             with self.part.open("rb") as file:
                 file.seek(self.handed_on)
                 while chunk := file.read(CHUNK_BYTES):
-                    yield self._hand_on(chunk)
+                    yield self._hand_on(chunk, is_new=False)
 
     def attempt(self) -> Iterator[bytes]:
         """Yield what the disk holds and what one connection brings."""
@@ -229,7 +245,7 @@ class _Transfer:
                         file.write(fresh)
                         self.received += len(fresh)
                         if fresh:
-                            yield self._hand_on(fresh)
+                            yield self._hand_on(fresh, is_new=True)
             self.is_complete = self.total is None or self.received == self.total
         except OfflineModeIsEnabled:
             raise _offline(self.remote.other_ways) from None
@@ -238,9 +254,9 @@ class _Transfer:
                 raise _no_connection(host, error, self.remote.other_ways) from None
             raise _InterruptedError(_reason(error)) from None
 
-    def _hand_on(self, chunk: bytes) -> bytes:
+    def _hand_on(self, chunk: bytes, *, is_new: bool) -> bytes:
         self.handed_on += len(chunk)
-        self.on_progress(self.handed_on, self.total or 0)
+        self.on_progress(self.handed_on, self.total or 0, is_new=is_new)
         return chunk
 
     def _judge(self, response: Any, host: str) -> int:

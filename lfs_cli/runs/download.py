@@ -90,7 +90,7 @@ def download(config: DownloadConfig, data: DataFolder, observer: Observer | None
     name = _checked_name(config, data)
     folder = data.raw(name)
     try:
-        with dataset_folder(folder):
+        with dataset_folder(folder, observer):
             outcomes = _bring(config, name, folder, observer)
             manifest = read_manifest(folder)
     except KeyboardInterrupt:

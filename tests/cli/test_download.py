@@ -203,6 +203,7 @@ MISUSES = {
 }
 FAILURES = {
     "no file": (("--from", "tex.txt", "--name", "b"), put_text("text.txt", b""), "no file `tex.txt`", "`text.txt`?"),
+    "a device": (("--from", "/dev/null", "--name", "b"), nothing, "is not a file on a disk", "save it first"),
     "a folder": (("--from", ".", "--name", "b"), nothing, "`.` is a folder", "`cat ./*.txt > text.txt`"),
     "an empty file": (("--from", "e.txt", "--name", "b"), put_text("e.txt", b""), "`e.txt` is empty", "holds text"),
     "a binary file": (
@@ -303,6 +304,22 @@ def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
 
     assert_failed(lfs("download", "tinystories"), "no connection to 127.0.0.1: ", "`lfs download sample`")
     assert not Path("data/raw/tinystories").exists()
+
+
+def test_a_strange_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example")
+
+    result = lfs("download", "owt")
+
+    assert_failed(result, "`HF_ENDPOINT` cannot be used: `http://mirror.example`", "use `https://mirror.example`")
+
+
+def test_a_token_is_never_printed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in ("hf_secr\u00e9t", "hf_\tsecrt"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        result = lfs("download", "tinystories")
+        assert_failed(result, "`HF_TOKEN` holds a character that no token has", "set it again")
+        assert "secr" not in result.stderr
 
 
 def test_too_small_a_disk_is_found_before_anything_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

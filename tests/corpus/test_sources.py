@@ -31,6 +31,9 @@ class Watcher:
         self.warnings: list[str] = []
         self.seen: list[tuple[str, int, int]] = []
 
+    def stage(self, text: str) -> None:
+        pass
+
     def progress(self, label: str, done: int, total: int, unit: str = "B") -> None:
         self.seen.append((label, done, total))
 
@@ -77,12 +80,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def fetch(name: str, folder: Path, watcher: Watcher | None = None) -> dict[str, str]:
-    with dataset_folder(folder):
-        return bring(name, folder, watcher or Watcher())
+    watcher = watcher or Watcher()
+    with dataset_folder(folder, watcher):
+        return bring(name, folder, watcher)
 
 
 def own(source: object, folder: Path, watcher: Watcher | None = None, valid_share: float = 0.1) -> dict[str, str]:
-    with dataset_folder(folder):
+    watcher = watcher or Watcher()
+    with dataset_folder(folder, watcher):
         return bring_own(
             str(source),
             "mine",
@@ -90,7 +95,7 @@ def own(source: object, folder: Path, watcher: Watcher | None = None, valid_shar
             valid_share=valid_share,
             licence="unknown",
             separator=END,
-            watcher=watcher or Watcher(),
+            watcher=watcher,
         )
 
 
@@ -291,6 +296,18 @@ def test_a_redirect_to_an_unencrypted_server_is_refused(hub: Hub, tmp_path: Path
 
     with pytest.raises(DownloadError, match="is not encrypted"):
         fetch("plain", tmp_path / "plain")
+
+
+def test_what_a_killed_process_left_is_cleared_away(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name in ("train.txt.tmp", "far_train.txt.part", "manifest.json.tmp"):
+        (folder / name).write_bytes(b"half")
+
+    fetch("plain", folder)
+
+    assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
+    assert names(folder) == WHOLE
 
 
 def test_files_put_by_hand_are_accepted_and_recorded(tmp_path: Path) -> None:
