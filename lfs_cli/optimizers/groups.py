@@ -6,8 +6,10 @@
 Patterns are those of file names: `*` stands for any text, dots included, and `?` for one character.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from inspect import Parameter, signature
 from typing import Any, Protocol
 
 from torch import nn
@@ -52,6 +54,7 @@ def build_optimizers(model: nn.Module, groups: Sequence[GroupSettings]) -> list[
             else:
                 problem, hint = "matches no weight", f"match names such as `{names[0]}`" if names else "remove it"
             raise ConfigError(f"`optimizer.{index}.match` (`{group.match}`) {problem}", hint=hint)
+        _check_kinds(group, f"optimizer.{index}.options")
         try:
             optimizer = OPTIMIZERS.create(group.name, list(taken.items()), lr=group.lr, **group.options)
         except (ValueError, TypeError) as error:
@@ -67,3 +70,19 @@ def build_optimizers(model: nn.Module, groups: Sequence[GroupSettings]) -> list[
             f"no optimizer group matches {shown}", hint='end the list with a group that has `"match": "*"`'
         )
     return optimizers
+
+
+def _check_kinds(group: GroupSettings, where: str) -> None:
+    """Raise ConfigError for an option that is of another kind than its default: `"yes"` is not true."""
+    parameters = signature(OPTIMIZERS.get(group.name)).parameters
+    for option, value in group.options.items():
+        default = parameters[option].default if option in parameters else Parameter.empty
+        for kind, kinds in _KINDS.items():
+            if type(default) in kinds and type(value) not in kinds:
+                raise ConfigError(
+                    f"`{where}.{option}` must be {kind}, not `{json.dumps(value)}`",
+                    hint=f"the default is `{json.dumps(default)}`",
+                )
+
+
+_KINDS = {"true or false": (bool,), "a number": (int, float), "a list of numbers": (list, tuple), "a text": (str,)}

@@ -97,4 +97,5 @@ def _fall(step: float, begin: float, end: float, final: float) -> float:
     """Go from 1 at ``begin`` to ``final`` at ``end`` in a straight line."""
     if begin >= end:
         return 1.0
-    return 1 - (1 - final) * min(1.0, max(0.0, (step - begin) / (end - begin)))
+    left = min(1.0, max(0.0, (end - step) / (end - begin)))
+    return final + (1 - final) * left

@@ -1,6 +1,7 @@
 """The whole model: parts and names, every ablation, causality, the cache, precision and compilation."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_any_chunks_and_any_rewind_agree_with_no_cache(cuts, rewind) -> None:
     model, cache = build(kv_heads=2), KVCache(ModelConfig(**SMALL, kv_heads=2), 2, 20)
     edges = [0, *sorted(cuts), 16]
 
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         model(tokens()[:, start:stop], cache)
     cache.truncate(rewind)
     cache.truncate(min(rewind, 15))

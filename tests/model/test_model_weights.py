@@ -159,7 +159,7 @@ def test_a_truncated_file_is_refused(tmp_path, kept) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="cannot read .*nothing"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*nothing"):
         load_weights(tmp_path / "nothing")
 
 
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_other(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match="cannot write .*weights: No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*weights: No space left on device"):
         save_weights({"a": torch.zeros(3)}, path)
 
     assert torch.equal(load_weights(path)["a"], torch.ones(3))
