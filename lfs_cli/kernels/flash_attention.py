@@ -268,10 +268,11 @@ def _backward_dq(
     for s_start in tl.range(0, seen_by_any, BLOCK_S):
         k = _load_rows(k_ptr, s_start, S, k_strides[1], D, BLOCK_S, BLOCK_D, RAGGED)
         v = _load_rows(v_ptr, s_start, S, v_strides[1], D, BLOCK_S, BLOCK_D, RAGGED)
-        p = tl.exp2(tl.dot(q, tl.trans(k), input_precision="ieee") * c - L[:, None])
+        score = tl.dot(q, tl.trans(k), input_precision="ieee")
         if s_start + BLOCK_S > seen_by_all:
             s = s_start + tl.arange(0, BLOCK_S)
-            p = tl.where(_visible(t[:, None], s[None, :], T, S, CAUSAL), p, 0.0)
+            score = tl.where(_visible(t[:, None], s[None, :], T, S, CAUSAL), score, float("-inf"))
+        p = tl.exp2(score * c - L[:, None])
         ds = p * (tl.dot(do, tl.trans(v), input_precision="ieee") - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
 
@@ -341,9 +342,10 @@ def _backward_dkdv(
             L = tl.load(L_ptr + bh * T + t, mask=t < T, other=0.0) * LOG2_E
             delta = tl.load(delta_ptr + bh * T + t, mask=t < T, other=0.0)
 
-            p = tl.exp2(tl.dot(k, tl.trans(q), input_precision="ieee") * c - L[None, :])
+            score = tl.dot(k, tl.trans(q), input_precision="ieee")
             if t_start < sees_all:
-                p = tl.where(_visible(t[None, :], s[:, None], T, S, CAUSAL), p, 0.0)
+                score = tl.where(_visible(t[None, :], s[:, None], T, S, CAUSAL), score, float("-inf"))
+            p = tl.exp2(score * c - L[None, :])
             dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
             ds = p * (tl.dot(v, tl.trans(do), input_precision="ieee") - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
@@ -351,34 +353,6 @@ def _backward_dkdv(
     head = (b * S * G + g) * D
     _store_rows(dk * scale, dk_ptr + head, s_start, S, G * D, D, BLOCK_S, BLOCK_D)
     _store_rows(dv, dv_ptr + head, s_start, S, G * D, D, BLOCK_S, BLOCK_D)
-
-
-def unavailable_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Say why `flash_attention` cannot run on such tensors here, or `None` when it can.
-
-    Args:
-        device_type: Such as "cuda" or "cpu". A CPU will do where kernels are interpreted (`TRITON_INTERPRET=1`).
-        dtype: Type of queries, keys and values.
-        head_dim: Channels per head (D).
-
-    Returns:
-        A phrase for a message, such as "head dimension 512 is above 256".
-    """
-    if not AVAILABLE:
-        return "Triton is not installed"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the type is {str(dtype).removeprefix('torch.')}, not float32, bfloat16 or float16"
-    if not 0 < head_dim <= MAX_HEAD_DIM:
-        return f"head dimension {head_dim} is {'above ' + str(MAX_HEAD_DIM) if head_dim > 0 else 'not positive'}"
-    if INTERPRETED:
-        # its bfloat16 products multiply raw bits: triton-lang/triton#11584, also in 3.9.0
-        return "Triton's interpreter cannot multiply bfloat16" if dtype == torch.bfloat16 else None
-    if device_type != "cuda":
-        return f"it needs a CUDA GPU, and this is {device_type}"
-    if torch.version.hip or not torch.cuda.is_available():
-        return "no NVIDIA GPU was found"
-    major, minor = torch.cuda.get_device_capability()
-    return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, below 8.0"
 
 
 def _tile(kernel: str, q_BTHD: Tensor) -> Tile:
@@ -471,7 +445,8 @@ def _flash_backward(
     with torch.cuda.device_of(q_BTHD):
         if dq_BTHD.numel():
             grid = (triton.cdiv(T, DELTA_BLOCK_T) * B * H,)
-            _backward_delta[grid](o_BTHD, do_BTHD, delta_BHT, T, H=H, D=D, BLOCK_T=DELTA_BLOCK_T, BLOCK_D=_padded(D))
+            head = {"H": H, "D": D, "BLOCK_T": DELTA_BLOCK_T, "BLOCK_D": _padded(D)}
+            _backward_delta[grid](o_BTHD, do_BTHD, delta_BHT, T, **head, enable_fp_fusion=True)
             tile = _tile("dq", q_BTHD)
             ragged = S % tile.block_s > 0
             grid = (triton.cdiv(T, tile.block_t) * B * H,)
@@ -577,19 +552,32 @@ class FlashAttention(torch.autograd.Function):
         return *(x.squeeze(2) for x in gradients), None
 
 
-def flash_attention_reference(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True, scale: float | None = None
-) -> Tensor:
-    """The same function in plain PyTorch, at float32 or better: the kernel's judge."""
-    (T, H, D), (S, G) = q_BTHD.shape[1:], k_BSGD.shape[1:3]
-    wide = torch.promote_types(q_BTHD.dtype, torch.float32)
-    k_BSHD, v_BSHD = (x.repeat_interleave(H // G, dim=2).to(wide) for x in (k_BSGD, v_BSGD))
+def unavailable_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Say why `flash_attention` cannot run on such tensors here, or `None` when it can.
 
-    score_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(wide), k_BSHD) * (D**-0.5 if scale is None else scale)
-    if causal:
-        later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
-        score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
-    return torch.einsum("bhts,bshd->bthd", score_BHTS.softmax(-1), v_BSHD).to(q_BTHD.dtype)
+    Args:
+        device_type: Such as "cuda" or "cpu". A CPU will do where kernels are interpreted (`TRITON_INTERPRET=1`).
+        dtype: Type of queries, keys and values.
+        head_dim: Channels per head (D).
+
+    Returns:
+        A phrase for a message, such as "head dimension 512 is above 256".
+    """
+    if not AVAILABLE:
+        return "Triton is not installed"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the type is {str(dtype).removeprefix('torch.')}, not float32, bfloat16 or float16"
+    if not 0 < head_dim <= MAX_HEAD_DIM:
+        return f"head dimension {head_dim} is {'above ' + str(MAX_HEAD_DIM) if head_dim > 0 else 'not positive'}"
+    if INTERPRETED:
+        # its bfloat16 products multiply raw bits: triton-lang/triton#11584, also in 3.9.0
+        return "Triton's interpreter cannot multiply bfloat16" if dtype == torch.bfloat16 else None
+    if device_type != "cuda":
+        return f"it needs a CUDA GPU, and this is {device_type}"
+    if torch.version.hip or not torch.cuda.is_available():
+        return "no NVIDIA GPU was found"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"the GPU has compute capability {major}.{minor}, below 8.0"
 
 
 def _check(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, causal: bool, scale: float | None) -> None:
@@ -610,3 +598,18 @@ def _check(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, causal: bool, scale: 
         raise ValueError(f"q, k and v are on different devices: {q_BTHD.device}, {k_BSGD.device}, {v_BSGD.device}")
     if scale is not None and scale <= 0:
         raise ValueError(f"scale must be above 0, got {scale}")
+
+
+def flash_attention_reference(
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True, scale: float | None = None
+) -> Tensor:
+    """The same function in plain PyTorch, at float32 or better: the kernel's judge."""
+    (T, H, D), (S, G) = q_BTHD.shape[1:], k_BSGD.shape[1:3]
+    wide = torch.promote_types(q_BTHD.dtype, torch.float32)
+    k_BSHD, v_BSHD = (x.repeat_interleave(H // G, dim=2).to(wide) for x in (k_BSGD, v_BSGD))
+
+    score_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(wide), k_BSHD) * (D**-0.5 if scale is None else scale)
+    if causal:
+        later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
+        score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
+    return torch.einsum("bhts,bshd->bthd", score_BHTS.softmax(-1), v_BSHD).to(q_BTHD.dtype)

@@ -65,7 +65,7 @@ def test_forward_and_gradients_match_reference(shape: tuple, dtype: torch.dtype,
     assert_matches_reference(*draw(shape, dtype, device), causal=shape[6])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     T=st.integers(1, 40),
     cached=st.integers(0, 40),
@@ -99,7 +99,7 @@ def test_every_proportion_of_tiles_matches_reference(
     tile: Tile, causal: bool, device: str, monkeypatch: pytest.MonkeyPatch, poisoned: None
 ) -> None:
     monkeypatch.setattr(module, "_tile", lambda kernel, q_BTHD: tile)
-    assert_matches_reference(*draw((1, 100, 150, 1, 1, 16), torch.float32, device), causal=causal)
+    assert_matches_reference(*draw((1, 70, 100, 1, 1, 16), torch.float32, device), causal=causal)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0])
