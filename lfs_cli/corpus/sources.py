@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from lfs_cli.corpus.sample import SAMPLE_LICENCE, write_sample
 from lfs_cli.corpus.text import BLOCK_BYTES, Inspector, find_cut, unpack
 from lfs_cli.corpus.transfer import MIRROR, Remote, check_url, discard, find_on_hub, kept_bytes, receive
-from lfs_cli.errors import DataError, DownloadError, LfsError
+from lfs_cli.errors import DataError, DownloadError
 
 TRAIN, VALID, MANIFEST = "train.txt", "valid.txt", "manifest.json"
 SPLITS = (TRAIN, VALID)
@@ -207,16 +207,33 @@ def dataset_folder(folder: Path, watcher: Watcher) -> Iterator[None]:
         DownloadError: When the folder cannot be written or the disk is full.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, watcher):
-            for left_over in folder.glob("*.tmp"):  # of a process that was killed
-                left_over.unlink()
-            yield
-    except OSError as error:
-        raise _explain_disk(error, folder) from None
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder, watcher):
+                for left_over in folder.glob("*.tmp"):  # of a process that was killed
+                    left_over.unlink()
+                yield
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only an empty one goes: nothing was brought
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn failures of the disk into errors that say what can be done about ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = _size(shutil.disk_usage(folder).free)
+            raise DownloadError(
+                f"the disk is full: {folder} needs more than the {free} that are free there",
+                hint="free some space, or set `LFS_DATA` to a folder on a larger disk, and run the same command again",
+            ) from None
+        raise DownloadError(
+            f"cannot use {error.filename or folder}: {error.strerror or error}",
+            hint="set `LFS_DATA` to a folder that you can read and write, such as `LFS_DATA=~/lfs-data`",
+        ) from None
 
 
 def bring(name: str, folder: Path, watcher: Watcher) -> dict[str, str]:
@@ -588,21 +605,6 @@ def _name_taken(name: str, folder: Path, by: str) -> DataError:
     return DataError(
         f"`{name}` is taken: {folder} holds {by}",
         hint=f"choose another `--name`, or remove that text first: `rm -r {folder}`",
-    )
-
-
-def _explain_disk(error: OSError, folder: Path) -> LfsError:
-    """Return the error for a disk that cannot be written."""
-    where = error.filename or folder
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = _size(shutil.disk_usage(folder).free)
-        return DownloadError(
-            f"the disk is full: {free} are free in {folder}",
-            hint="free some space, or set `LFS_DATA` to a folder on a larger disk, and run the same command again",
-        )
-    return DownloadError(
-        f"cannot write {where}: {error.strerror or error}",
-        hint="set `LFS_DATA` to a folder that you can write, such as `LFS_DATA=~/lfs-data`",
     )
 
 

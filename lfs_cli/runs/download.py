@@ -13,6 +13,7 @@ from lfs_cli.corpus.sources import (
     bring_own,
     bring_sample,
     dataset_folder,
+    explained,
     here,
     inspect,
     read_manifest,
@@ -106,17 +107,11 @@ def download(config: DownloadConfig, data: DataFolder, observer: Observer | None
 
 def list_datasets(data: DataFolder) -> list[Listing]:
     """Return the datasets that lfs knows, then those of the user in the data folder."""
-    listings = []
-    for name, dataset in DATASETS.items():
-        folder = data.raw(name)
-        download_bytes = sum(file.bytes for file in dataset.files.values())
-        text_bytes = dataset.text_bytes or _bytes_here(folder)
-        listings.append(Listing(name, text_bytes, download_bytes, dataset.licence, here(folder), dataset.summary))
     raw = data.root / "raw"
-    for folder in sorted(raw.iterdir()) if raw.is_dir() else []:
-        if folder.name not in DATASETS and folder.is_dir() and here(folder) != "no":
-            listings.append(_own_listing(folder))
-    return listings
+    with explained(raw):
+        known = [_known_listing(name, data.raw(name)) for name in DATASETS]
+        folders = sorted(path for path in raw.iterdir() if path.is_dir()) if raw.is_dir() else []
+        return known + [_own_listing(path) for path in folders if path.name not in DATASETS and here(path) != "no"]
 
 
 def _checked_name(config: DownloadConfig, data: DataFolder) -> str:
@@ -190,6 +185,13 @@ def _verify_own(name: str, folder: Path, licence: str, observer: Observer) -> di
         again = f"bring it again: `lfs download --from {source} --name {name}`" if source else "put it there again"
         raise DataError(f"{' and '.join(lacking)} cannot be used: missing or damaged", hint=again)
     return outcomes
+
+
+def _known_listing(name: str, folder: Path) -> Listing:
+    dataset = DATASETS[name]
+    text_bytes = dataset.text_bytes or _bytes_here(folder)
+    download_bytes = sum(file.bytes for file in dataset.files.values())
+    return Listing(name, text_bytes, download_bytes, dataset.licence, here(folder), dataset.summary)
 
 
 def _own_listing(folder: Path) -> Listing:

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -233,7 +234,7 @@ FAILURES = {
         "train.txt is empty",
         "`rm data/raw/tinystories/train.txt`",
     ),
-    "data is a file": (("sample",), occupy_data, "cannot write", "`LFS_DATA`"),
+    "data is a file": (("sample",), occupy_data, "cannot use data/raw", "`LFS_DATA`"),
     "not encrypted": (
         ("--from", "http://example.com/a.txt", "--name", "b"),
         nothing,
@@ -304,6 +305,17 @@ def test_without_a_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
 
     assert_failed(lfs("download", "tinystories"), "no connection to 127.0.0.1: ", "`lfs download sample`")
     assert not Path("data/raw/tinystories").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("owt",), ("sample",)])
+def test_a_data_folder_without_permission_is_named(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    assert_failed(lfs("download", *arguments), "Permission denied", "`LFS_DATA=~/lfs-data`")
 
 
 def test_a_strange_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
