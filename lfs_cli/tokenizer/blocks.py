@@ -48,9 +48,7 @@ class Specials:
             yield last, len(data), None
 
 
-def blocks_of(
-    pieces: Iterable[bytes], pattern: Pattern, specials: Specials, least: int = BLOCK_BYTES
-) -> Iterator[bytes]:
+def blocks_of(pieces: Iterable[bytes], pattern: Pattern, specials: Specials, least: int) -> Iterator[bytes]:
     """Yield the bytes of ``pieces`` again, in blocks that can be tokenized apart.
 
     Args:
@@ -71,7 +69,7 @@ def blocks_of(
             del pending[:cut]
             yield block
             wanted = least
-        elif len(pending) > 4096:  # look again when it has doubled: many small pieces must not cost quadratic time
+        elif len(pending) > 256:  # look again when it has doubled: many small pieces must not cost quadratic time
             wanted = 2 * len(pending)
     if pending:
         yield bytes(pending)
@@ -92,14 +90,14 @@ def _last_cut(data: bytearray, pattern: Pattern, specials: Specials) -> int:
     return cut
 
 
-def read_blocks(path: Path, pattern: Pattern, specials: Specials, least: int = BLOCK_BYTES) -> Iterator[bytes]:
+def read_blocks(path: Path, pattern: Pattern, specials: Specials) -> Iterator[bytes]:
     """Yield the bytes of the file ``path`` in blocks that can be tokenized apart. Raises DataError."""
-    return blocks_of(_pieces(path, min(least, BLOCK_BYTES)), pattern, specials, least)
+    return blocks_of(_pieces(path), pattern, specials, BLOCK_BYTES)
 
 
-def _pieces(path: Path, size: int) -> Iterator[bytes]:
+def _pieces(path: Path) -> Iterator[bytes]:
     with reading(path), path.open("rb", buffering=0) as file:
-        while piece := file.read(size):
+        while piece := file.read(BLOCK_BYTES):
             yield piece
 
 

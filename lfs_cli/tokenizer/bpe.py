@@ -147,14 +147,15 @@ class Tokenizer:
         data = to_utf8(text)
         if self._is_worth_compiling(len(data)):
             pieces = (data[i : i + BLOCK_BYTES] for i in range(0, len(data), BLOCK_BYTES))
-            blocks = blocks_of(pieces, self._pattern, self._specials)
+            blocks = blocks_of(pieces, self._pattern, self._specials, BLOCK_BYTES)
             return [id for _, ids in self._compiled().encode_blocks(blocks, 1) for id in ids.tolist()]
         return list(self._encode_bytes(data))
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         """Yield the ids of the text that ``texts`` make together, such as the lines of a file.
 
-        Each id comes as soon as nothing that follows can change it. Memory stays flat.
+        Ids come while the text does, as soon as what follows cannot change them; memory stays flat. Only a stretch
+        in which words cannot end, such as a word of megabytes, is waited for.
         """
         for block in blocks_of(utf8_pieces(texts), self._pattern, self._specials, least=0):
             yield from self._encode_bytes(block)
