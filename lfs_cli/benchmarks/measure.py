@@ -202,6 +202,8 @@ class _Trial:
             if not self.has_run:
                 self.has_run = True
                 self._measure_memory()
+                if not is_counted:
+                    return
             self.candidate.prepare()
             seconds = timer(self.candidate.run)
         except (MemoryError, RuntimeError) as error:

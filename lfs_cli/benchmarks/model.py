@@ -12,7 +12,6 @@ Source: Stanford CS336 2025, assignment 2, table 1, for the sizes small to 2.7b;
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +30,7 @@ from lfs_cli.benchmarks.measure import (
     release_memory,
 )
 from lfs_cli.config import BenchConfig, ModelBench, ModelConfig, TrainConfig
-from lfs_cli.model import Transformer, head_cross_entropy, next_token_loss, resolve_attention
+from lfs_cli.model import Transformer, next_token_loss, resolve_attention
 from lfs_cli.model.device import precision
 from lfs_cli.optimizers import AdamW, clip_gradients
 from lfs_cli.training.cost import estimate, flops_per_token, parameter_count, peak_flops
@@ -95,7 +94,7 @@ def _bench_size(size: str, length: int, asked: ModelBench, seed: int, bench: Ben
                     "tokens_per_second": tokens / seconds if seconds else None,
                     "tflops": achieved / 1e12 if achieved else None,
                     "mfu": achieved / peak if achieved and peak else None,
-                    **result.row(results["eager"].get(part), "eager"),
+                    **(result.row(results["eager"][part], "eager") if asked.compile else result.row()),
                 }
             )
     return rows
@@ -114,7 +113,7 @@ def _measure(
     memory.start()
     try:
         training = _Training(config, batch, seed, bench)
-        training.step()
+        training.step(training.loss)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -143,45 +142,41 @@ class _Training:
         self.optimizer = AdamW(self.weights)
         self.losses: list[Tensor] = []
 
-    def step(self, loss_function: Callable[..., Tensor] = next_token_loss) -> None:
-        def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-            with self._precision():
-                return loss_function(self.model, tokens_BT, targets_BT)
-
-        train_step(loss, self.weights, [self.optimizer], self.tokens_BT, self.targets_BT, passes=1, clip=1.0)
-
     def candidates(self, mode: str) -> list[Candidate]:
         """Return every part, as written or compiled by torch.compile."""
         compiled: Callable[..., Any] = torch.compile if mode == "compiled" else lambda function: function
-        hidden, head_loss, loss_function = map(compiled, (self.model.hidden, head_cross_entropy, next_token_loss))
-
-        def forward() -> Tensor:
-            with self._precision():
-                return hidden(self.tokens_BT)
-
-        def loss() -> Tensor:
-            with self._precision():
-                return head_loss(self.hidden_BTC, self.model.head_weight, self.targets_BT)
+        hidden, loss, whole = compiled(self.hidden), compiled(self.head_loss), compiled(self.loss)
 
         def prepare_loss() -> None:
-            self.hidden_BTC = forward().detach().requires_grad_()
+            self._forget()
+            self.hidden_BTC = self.hidden(self.tokens_BT).detach().requires_grad_()
 
         def prepare_backward() -> None:
             self._forget()
-            with self._precision():
-                self.losses.append(loss_function(self.model, self.tokens_BT, self.targets_BT))
+            self.losses.append(whole(self.tokens_BT, self.targets_BT))
 
         runs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "forward": (forward, self._forget),
-            "loss": (loss, prepare_loss),
+            "forward": (lambda: hidden(self.tokens_BT), self._forget),
+            "loss": (lambda: loss(self.hidden_BTC, self.targets_BT), prepare_loss),
             "backward": (lambda: self.losses.pop().backward(), prepare_backward),
             "optimizer": (self._update, self._invent_gradients),
-            "step": (lambda: self.step(loss_function), self._forget),
+            "step": (lambda: self.step(whole), self._forget),
         }
         return [Candidate(f"{mode} {part}", *runs[part]) for part in PARTS]
 
-    def _precision(self) -> AbstractContextManager[object]:
-        return precision(self.bench.device, self.bench.dtype)
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        with precision(self.bench.device, self.bench.dtype):
+            return self.model.hidden(tokens_BT)
+
+    def head_loss(self, hidden_BTC: Tensor, targets_BT: Tensor) -> Tensor:
+        with precision(self.bench.device, self.bench.dtype):
+            return next_token_loss(hidden_BTC, self.model.head_weight, targets_BT)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return self.head_loss(self.hidden(tokens_BT), targets_BT)
+
+    def step(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        train_step(loss, self.weights, [self.optimizer], self.tokens_BT, self.targets_BT, passes=1, clip=1.0)
 
     def _update(self) -> None:
         clip_gradients(self.weights, 1.0)

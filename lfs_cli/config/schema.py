@@ -379,7 +379,7 @@ class AttentionBench(Settings):
     """`lfs bench attention`: time and memory of the attention backends."""
 
     seq: Counts = ()
-    """Sequence lengths (T); by default 1024 to 16384 on a GPU, 128 to 512 elsewhere."""
+    """Sequence lengths (T); by default 1024 to 16384 on a GPU, 256 to 1024 elsewhere."""
 
     batch: Count = 1
     """Sequences (B)."""
@@ -396,30 +396,40 @@ class AttentionBench(Settings):
     causal: bool = True
     """Let each position see only those before it."""
 
-    backends: Names = ("standard", "flash", "torch")
+    backends: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("standard", "flash", "torch")
     """What to time: registered backends, and `torch` for torch's own scaled_dot_product_attention, the baseline."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "AttentionBench":
+        if self.heads % self.kv_heads:
+            fitting = max(n for n in range(1, min(self.heads, self.kv_heads) + 1) if self.heads % n == 0)
+            raise ConfigError(
+                f"`attention.heads` ({self.heads}) is not a multiple of `attention.kv_heads` ({self.kv_heads})",
+                hint=f"set `attention.kv_heads` to {fitting}",
+            )
+        return self
 
 
 class TokenizerBench(Settings):
     """`lfs bench tokenizer`: speed of learning and encoding."""
 
     dataset: str = "sample"
-    """Dataset whose training text is used."""
+    """Dataset whose training text is used; `sample` is made on the spot when it is not there."""
 
-    text_bytes: Count = 4_000_000
-    """Bytes of it that are used."""
+    text_bytes: Count = 10_000_000
+    """Bytes of it that are used. From 8 MB on, lfs uses its compiled loops."""
 
-    vocab_size: Count = 1_000
+    vocab_size: Annotated[int, Field(ge=257)] = 1_000
     """Tokens to learn."""
 
 
 class ModelBench(Settings):
     """`lfs bench model`: time of forward, backward and optimizer step."""
 
-    sizes: Names = ()
-    """Sizes of CS336's table: `small`, `medium`, `large`, `xl`, `2.7b`; by default those that fit this machine."""
+    sizes: Annotated[tuple[Literal["tiny", "small", "medium", "large", "xl", "2.7b"], ...], Field(strict=False)] = ()
+    """Sizes of CS336's table, and `tiny`, which fits any laptop; by default all of the table on a GPU, else `tiny`."""
 
-    seq: Counts = ()
+    seq: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Sequence lengths (T); by default 512 on a GPU, 64 elsewhere."""
 
     batch: Count = 4
@@ -449,7 +459,7 @@ class GenerationBench(Settings):
     """`lfs bench generation`: speed of decoding."""
 
     run: str = ""
-    """Run whose model is used; by default one with random weights."""
+    """Run whose best checkpoint is used; by default a model with random weights."""
 
     batch: Counts = (1, 8)
     """Prompts decoded together."""
@@ -479,6 +489,9 @@ class BenchConfig(Settings):
     repeats: Count = 10
     """Runs that are counted."""
 
+    max_seconds: Positive = 10.0
+    """Seconds after which one comparison stops early, with fewer runs; never before one has counted."""
+
     seed: Natural = 0
     """Seed of the random inputs."""
 
@@ -499,10 +512,15 @@ class BenchConfig(Settings):
 
     @model_validator(mode="after")
     def _parts_exist(self) -> "BenchConfig":
+        if not self.benchmark:
+            known = ", ".join(sorted(catalogue("lfs_cli.benchmarks", "BENCHMARKS")))
+            raise ConfigError("no benchmark is named", hint=f"choose one of: {known}")
         check_registered("benchmark", "lfs_cli.benchmarks", "BENCHMARKS", self.benchmark)
-        for backend in self.attention.backends:
-            if backend != "torch":
+        for backend in (*self.attention.backends, self.model.attention):
+            if backend not in ("torch", "auto"):
                 check_registered("attention backend", "lfs_cli.model", "ATTENTION", backend)
+        for name in self.optimizer.names:
+            check_registered("optimizer", "lfs_cli.optimizers", "OPTIMIZERS", name)
         return self
 
 
