@@ -85,7 +85,8 @@ def test_only_the_command_line_prints() -> None:
 
 def test_nothing_borrows_what_lfs_writes_itself() -> None:
     banned = (
-        "scaled_dot_product_attention",
+        "F.scaled_dot_product_attention",
+        "functional.scaled_dot_product_attention",
         "F.cross_entropy",
         "nn.Linear",
         "nn.Embedding",
