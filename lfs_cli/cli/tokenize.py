@@ -65,7 +65,8 @@ def command(
     if result.peak_bytes is not None:
         console.note(f"peak memory: {size(result.peak_bytes)}")
     made = "wrote" if any(stage.seconds is not None for stage in result.stages) else "up to date:"
-    chosen = f" --set data.tokenizer={result.tokenizer}" if settings.tokenizer is not None else ""
+    plain = TokenizeConfig(dataset=settings.dataset, vocab_size=settings.vocab_size, workers=settings.workers)
+    chosen = "" if settings == plain else f" --set data.tokenizer={result.tokenizer}"  # train learns a plain one itself
     console.next(
         f"{made} {result.tokenizer} and {result.tokens}; next: "
         f"`lfs train --set data.dataset={result.dataset} --set model.vocab_size={result.vocab_size}{chosen}`"

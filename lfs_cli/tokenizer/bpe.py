@@ -24,7 +24,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +44,11 @@ COMPILED_BYTES = 8_000_000
 LONG_WORD = 64
 """Bytes above which a word is encoded with a heap, so that time stays near-linear."""
 
-REMEMBERED_WORDS = 4096
-"""Words whose ids are kept: nearly all words of a text, in a few hundred kilobytes."""
+REMEMBERED_WORDS = 1 << 16
+"""Words whose ids are kept: nearly all words of a text, in about 16 MB."""
+
+REMEMBERED_IN_STREAMS = 1 << 12
+"""The same for `encode_iterable`, which promises less memory: the most frequent words, in some hundred kilobytes."""
 
 Ranks = Mapping[tuple[int, int], tuple[int, int]]
 """Pair of ids -> (place in the list of merges, id of the merged token)."""
@@ -149,7 +152,7 @@ class Tokenizer:
             pieces = (data[i : i + BLOCK_BYTES] for i in range(0, len(data), BLOCK_BYTES))
             blocks = blocks_of(pieces, self._pattern, self._specials, BLOCK_BYTES)
             return [id for _, ids in self._compiled().encode_blocks(blocks, 1) for id in ids.tolist()]
-        return list(self._encode_bytes(data))
+        return list(chain.from_iterable(self._encode_words(data)))
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[int]:
         """Yield the ids of the text that ``texts`` make together, such as the lines of a file.
@@ -158,7 +161,7 @@ class Tokenizer:
         in which words cannot end, such as a word of megabytes, is waited for.
         """
         for block in blocks_of(utf8_pieces(texts), self._pattern, self._specials, least=0):
-            yield from self._encode_bytes(block)
+            yield from chain.from_iterable(self._encode_words(block, REMEMBERED_IN_STREAMS))
 
     def encode_file(
         self, path: str | Path, *, workers: int = 0, on_progress: Callable[[int, int], None] | None = None
@@ -188,7 +191,9 @@ class Tokenizer:
         if self._is_worth_compiling(total):
             encoded = self._compiled().encode_blocks(blocks, workers or os.cpu_count() or 1)
         else:
-            encoded = ((len(block), np.fromiter(self._encode_bytes(block), np.int32)) for block in blocks)
+            encoded = (
+                (len(block), np.fromiter(chain.from_iterable(self._encode_words(block)), np.int32)) for block in blocks
+            )
         for size, ids in encoded:
             done += size
             if on_progress is not None:
@@ -212,24 +217,23 @@ class Tokenizer:
         """Return a decoder that is fed one id after another and never gives half a character."""
         return TextStream(self)
 
-    def _encode_bytes(self, data: bytes) -> Iterator[int]:
-        """Yield the ids of UTF-8 ``data``, in plain Python. Bad bytes go through as surrogates (PEP 383)."""
+    def _encode_words(self, data: bytes, remembered: int = REMEMBERED_WORDS) -> Iterator[list[int]]:
+        """Yield the ids of each word of UTF-8 ``data``, in plain Python. Bad bytes pass as surrogates (PEP 383)."""
         words = self._words
         for start, end, special in self._specials.split(data):
             if special is not None:
-                yield self._special_bytes[special]
+                yield [self._special_bytes[special]]
                 continue
             for word in self._pattern.split(data[start:end].decode("utf-8", "surrogateescape")):
                 ids = words.get(word)
                 if ids is None:
-                    ids = merge_ids(
-                        [self._byte_ids[byte] for byte in word.encode("utf-8", "surrogateescape")], self._ranks
-                    )
+                    ids = [self._byte_ids[byte] for byte in word.encode("utf-8", "surrogateescape")]
+                    ids = merge_ids(ids, self._ranks)
                     if len(word) <= LONG_WORD:
-                        if len(words) >= REMEMBERED_WORDS:
+                        if len(words) >= remembered:
                             words.clear()
                         words[word] = ids
-                yield from ids
+                yield ids
 
     def _is_worth_compiling(self, size: int) -> bool:
         return size >= COMPILED_BYTES and self.pattern == "gpt2"
