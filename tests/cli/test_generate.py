@@ -106,7 +106,9 @@ def test_the_newest_run_with_a_checkpoint_is_the_default(run: Path, data_folder:
     for age, path in enumerate([unfinished.path, newest, run]):
         os.utime(path / "config.json", (time.time() - age, time.time() - age))
 
-    assert text_of(lfs("--prompt", "Once")) == f"Once{written(newest, 'Once')}\n"
+    result = lfs("--prompt", "Once", "--max-tokens", "9")
+
+    assert text_of(result) == f"Once{written(newest, 'Once', max_tokens=9)}\n"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,9 @@ def test_the_newest_run_with_a_checkpoint_is_the_default(run: Path, data_folder:
 def test_a_run_is_found_by(named: Callable[[Path], str], run: Path, data_folder: Path) -> None:
     write_run(data_folder, "2026-11-22-other-0000", model_seed=1)
 
-    assert text_of(lfs("--prompt", "Once", "--run", named(run))) == f"Once{written(run, 'Once')}\n"
+    result = lfs("--prompt", "Once", "--run", named(run), "--max-tokens", "9")
+
+    assert text_of(result) == f"Once{written(run, 'Once', max_tokens=9)}\n"
 
 
 def test_json_is_one_object(run: Path) -> None:

@@ -209,6 +209,23 @@ def test_float32_weights_compute_in_other_types_on_request(model: Transformer, d
     assert [len(row) for row in cached] == [len(row) for row in uncached] == [5] * len(PROMPTS)
 
 
+def test_small_steps_take_one_thread_and_give_the_others_back(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *args: seen.append(torch.get_num_threads()) or real(*args))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in generate_tokens(model, [[1]], max_tokens=2):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+    assert seen == [1, 1]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_gpu_writes_what_the_cpu_writes(shape: str) -> None:
