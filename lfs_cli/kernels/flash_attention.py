@@ -66,7 +66,7 @@ TILES: dict[tuple[str, int, int], tuple[Tile, Tile]] = {
     ("forward", 2, 32): (Tile(128, 64, 8, 3), Tile(128, 64, 4, 3)),
     ("forward", 2, 64): (Tile(64, 64, 4, 3), Tile(128, 64, 4, 3)),
     ("forward", 2, 128): (Tile(64, 64, 8, 2), Tile(64, 64, 4, 2)),
-    ("forward", 2, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 4, 2)),
+    ("forward", 2, 256): (Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
     ("forward", 4, 32): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     ("forward", 4, 64): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
     ("forward", 4, 128): (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
@@ -82,13 +82,13 @@ TILES: dict[tuple[str, int, int], tuple[Tile, Tile]] = {
     ("dkdv", 2, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("dkdv", 2, 64): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2)),
     ("dkdv", 2, 128): (Tile(64, 64, 8, 2), Tile(32, 64, 4, 2)),
-    ("dkdv", 2, 256): (Tile(32, 32, 8, 2), Tile(64, 32, 8, 2)),
+    ("dkdv", 2, 256): (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     ("dkdv", 4, 32): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    ("dkdv", 4, 64): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    ("dkdv", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("dkdv", 4, 64): (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    ("dkdv", 4, 128): (Tile(16, 32, 8, 1), Tile(16, 32, 8, 1)),
     ("dkdv", 4, 256): (Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
-INTERPRETER_TILE = Tile(32, 16, 1, 1)  # small and uneven, so that short sequences cross many edges
+INTERPRETER_TILE = Tile(64, 32, 1, 1)  # small and uneven, so that short sequences cross many edges
 
 
 @triton.jit

@@ -25,6 +25,7 @@ DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytes
 SHAPES = [  # B, T, S, H, G, D, causal
     (1, 2, 2, 1, 1, 16, True),
     (2, 64, 64, 1, 1, 32, True),  # whole tiles
+    (1, 64, 65, 1, 1, 16, True),  # the last key is alone in its tile
     (1, 71, 71, 3, 1, 24, True),  # a prime, one key head for all, a head dimension that is padded
     (1, 1, 77, 4, 2, 16, True),  # decoding: one query on a cache
     (2, 5, 36, 2, 1, 16, True),  # a few queries on a cache
