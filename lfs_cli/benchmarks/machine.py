@@ -1,7 +1,6 @@
 """What a number was measured on: hardware, versions and date, and how much memory there is and is used."""
 
 import ctypes
-import gc
 import os
 import platform
 import re
@@ -111,7 +110,6 @@ class PeakMemory:
 
     def start(self) -> None:
         """Take what is held now as zero."""
-        gc.collect()
         if self.device.type == "cuda":
             self._before = torch.cuda.memory_allocated(self.device)
         elif self.device.type == "cpu":

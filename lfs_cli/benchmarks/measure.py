@@ -2,8 +2,9 @@
 
 One measurement is one call, timed on its own. What must not count happens in `Candidate.prepare`. A round calls every
 candidate once, each round beginning with the next one, so that a machine that warms up or is busy for a moment treats
-all alike; a ratio to the baseline is then a ratio of medians from the same minutes. A candidate that runs out of memory
-or cannot run here stays in the result with the reason.
+all alike; a ratio to the baseline is then a ratio of medians from the same minutes. The first run of a candidate warms
+it up and measures its memory. A candidate that runs out of memory or cannot run here stays in the result with the
+reason.
 
 Times on CUDA come from events, after the L2 cache was filled with something else; elsewhere from the wall clock.
 """
@@ -158,6 +159,7 @@ class Bench:
             label: What is compared, for whoever watches.
             candidates: Names must differ. None of them may keep memory from one run to the next.
         """
+        gc.collect()  # what is garbage now must not be freed in the middle of a run
         trials = {candidate.name: _Trial(candidate, self.device) for candidate in candidates}
         timer = self.timer or timer_for(self.device)
         rounds = self.warmup + self.repeats

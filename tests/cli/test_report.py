@@ -1,0 +1,143 @@
+"""`lfs report` as a user calls it: on runs whose folders were written by hand, whole and broken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lfs_cli.cli.app import app
+
+
+def lfs(*args: object) -> Any:
+    return CliRunner().invoke(app, ["report", *map(str, args)])
+
+
+def write_run(data: Path, name: str, loss: float, *, lr: float = 0.001, ended: bool = True) -> Path:
+    folder = data / "runs" / name
+    folder.mkdir(parents=True)
+    label = name[11:-5]
+    (folder / "config.json").write_text(json.dumps({"name": label, "optimizer": [{"name": "adamw", "lr": lr}]}))
+    (folder / "environment.json").write_text(json.dumps({"device": "cpu"}))
+    lines = []
+    for step in range(1, 5):
+        lines.append({"kind": "step", "step": step, "loss": loss, "tokens": 64 * step, "seconds": 0.5 * step})
+        if step % 2 == 0:
+            lines.append({"kind": "evaluation", "step": step, "loss": loss + 1 / step, "bits_per_byte": loss / 4})
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "samples.md").write_text("Once upon a time")
+    if ended:
+        row = {"timestamp": "2026-11-23 10:02", "experiment_name": label, "best_val_loss": loss + 0.25}
+        (folder / "result.json").write_text(json.dumps({**row, "val_bits_per_byte": loss / 4, "status": "finished"}))
+    return folder
+
+
+@pytest.fixture
+def runs(data_folder: Path) -> Path:
+    write_run(data_folder, "2026-11-23-first-aaaa", 2.0)
+    write_run(data_folder, "2026-11-23-second-bbbb", 1.0, lr=0.002)
+    write_run(data_folder, "2026-11-23-third-cccc", 3.0, ended=False)
+    return data_folder
+
+
+def test_all_runs_best_first(runs: Path) -> None:
+    result = lfs("--json")
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert [row["experiment_name"] for row in shown["rows"]] == ["second", "first", "third"]
+    assert [row["status"] for row in shown["rows"]] == ["finished", "finished", "running or killed"]
+    assert (shown["settings"], shown["losses"]) == ([], [])
+    assert shown["table"] == str(runs / "output.md")
+
+
+def test_the_table_follows_the_run_folders_and_loses_nothing(runs: Path) -> None:
+    table = runs / "output.md"
+    lfs()
+    assert [name in table.read_text() for name in ("first-aaaa", "second-bbbb", "third-cccc")] == [True] * 3
+    once = table.read_bytes()
+    lfs()
+    assert table.read_bytes() == once
+    (runs / "runs" / "2026-11-23-first-aaaa").rename(runs / "elsewhere")
+    lfs()
+    assert table.read_bytes() == once
+
+
+def test_comparing_two_runs(runs: Path) -> None:
+    result = lfs("first", "second", "--json")
+    shown = json.loads(result.stdout)
+    assert [row["run"] for row in shown["rows"]] == ["2026-11-23-second-bbbb", "2026-11-23-first-aaaa"]
+    assert shown["settings"] == [
+        {"setting": "name", "first-aaaa": "first", "second-bbbb": "second"},
+        {"setting": "optimizer.0.lr", "first-aaaa": 0.001, "second-bbbb": 0.002},
+    ]
+    assert shown["losses"][:2] == [
+        {"axis": "step", "at": 2, "first-aaaa": 2.5, "second-bbbb": 1.5},
+        {"axis": "step", "at": 4, "first-aaaa": 2.25, "second-bbbb": 1.25},
+    ]
+    assert {row["axis"] for row in shown["losses"]} == {"step", "tokens", "seconds"}
+    assert (runs / "output.md").read_text().count("third-cccc") == 1
+
+
+def test_compared_runs_get_a_page_each(runs: Path) -> None:
+    lfs("first", "second")
+    pages = sorted(path.parent.name for path in runs.glob("runs/*/report.html"))
+    assert pages == ["2026-11-23-first-aaaa", "2026-11-23-second-bbbb"]
+    page = (runs / "runs" / pages[0] / "report.html").read_text()
+    assert "Once upon a time" in page
+    assert "second-bbbb: validation" in page
+
+
+def test_pages_are_written_again_when_a_run_went_on(runs: Path) -> None:
+    assert len(json.loads(lfs("--json").stdout)["pages"]) == 3
+    assert json.loads(lfs("--json").stdout)["pages"] == []
+
+
+def test_a_pipe_gets_tab_separated_blocks(runs: Path) -> None:
+    blocks = lfs("first", "second", "--quiet").stdout.split("\n\n")
+    assert [block.split("\t")[0].split("\n")[0] for block in blocks] == ["timestamp", "setting", "axis"]
+
+
+def test_broken_runs_are_named_and_never_crash(runs: Path) -> None:
+    (runs / "runs" / "2026-11-23-first-aaaa" / "metrics.jsonl").write_bytes(b'{"kind": "st\n\xff\xfe')
+    (runs / "runs" / "2026-11-23-second-bbbb" / "result.json").write_text("")
+    (runs / "runs" / "2026-11-23-third-cccc" / "config.json").write_text("{")
+    (runs / "runs" / "empty").mkdir()
+    result = lfs()
+    assert result.exit_code == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    for part in ("line 1 and 1 more", "result.json does not hold", "config.json does not hold", "empty has no config"):
+        assert any(part in line for line in warnings), part
+    assert result.stdout.count("2026-11-23") >= 3
+
+
+def test_no_runs_is_no_error(data_folder: Path) -> None:
+    result = lfs()
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "lfs train quickstart.json" in result.stderr
+    assert not (data_folder / "output.md").exists()
+    assert json.loads(lfs("--json").stdout)["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message", "hint"),
+    [
+        (["frist"], 1, "no run `frist`", "first"),
+        (["2026"], 1, "`2026` fits 3 runs", "2026-11-23-first-aaaa"),
+        (["--set", "run=x"], 2, "unknown key `run`", "did you mean `runs`?"),
+    ],
+)
+def test_bad_input_is_answered_in_two_lines(args: list[str], code: int, message: str, hint: str, runs: Path) -> None:
+    result = lfs(*args)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert hint in result.stderr.split("hint: ")[1]
+
+
+def test_reporting_imports_nothing_heavy(runs: Path) -> None:
+    script = "import sys; from lfs_cli.cli.app import app\ntry: app(['report', '-q'])\nfinally: print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout
+    assert "lfs_cli.reports.page" in loaded
+    assert not {"torch", "numpy", "numba", "triton", "safetensors", "huggingface_hub"} & set(loaded.split())
