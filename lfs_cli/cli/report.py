@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lfs_cli.cli.columns import Column, field, lay_out
-from lfs_cli.cli.console import Console, duration, show
+from lfs_cli.cli.console import Console, duration
 from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -67,16 +67,14 @@ def _show(console: Console, result: "ReportResult") -> None:
     rows, same = lay_out(result.rows, COLUMNS)
     console.results(rows, title=f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, best first" + _after(same))
     console.results(result.settings, title="settings that differ")
-    titles = {"step": "steps", "tokens": "tokens", "seconds": "training time"}
-    for axis, title in titles.items():
-        losses = [row for row in result.losses if row["axis"] == axis]
-        console.results([_loss_row(row) for row in losses], title=f"validation loss at equal {title}")
+    for axis, header in {"step": "steps", "tokens": "tokens", "seconds": "time"}.items():
+        losses = [_loss_row(row, header) for row in result.losses if row["axis"] == axis]
+        console.results(losses, title=f"validation loss at equal {header}")
 
 
-def _loss_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    at = duration(row["at"]) if row["axis"] == "seconds" else show(round(row["at"]))
-    losses = {name: value for name, value in row.items() if name not in ("axis", "at")}
-    return {row["axis"].removesuffix("s") if row["axis"] == "step" else row["axis"]: at, **losses}
+def _loss_row(row: Mapping[str, Any], header: str) -> dict[str, Any]:
+    at = duration(row["at"]) if row["axis"] == "seconds" else round(row["at"])
+    return {header: at, **{name: value for name, value in row.items() if name not in ("axis", "at")}}
 
 
 def _time(row: Mapping[str, Any]) -> str | None:

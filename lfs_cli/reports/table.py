@@ -160,7 +160,7 @@ def format_cell(column: str, value: Any) -> str:
         return "-"
     form = COLUMNS.get(column, "")
     if form and isinstance(value, int | float) and not isinstance(value, bool):
-        return format(value, form)
+        return format(value, ".3g" if 0 < abs(value) < 0.1 else form)  # 1,280 tokens are 0.00128 million and not 0.00
     return " ".join(str(value).split())  # a row is one line
 
 

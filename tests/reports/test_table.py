@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfs_cli.errors import DataError
-from lfs_cli.reports.table import COLUMNS, append_row, rewrite_table
+from lfs_cli.reports.table import COLUMNS, append_row, format_cell, rewrite_table
 
 ROW = {
     "timestamp": "2026-11-23 10:02",
@@ -45,6 +45,24 @@ def test_first_row_creates_the_file_with_the_agreed_columns(tmp_path: Path) -> N
     )
     assert lines[0] == "# Experiments"
     assert lines[-1] == LINE
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("tokens_M", 327.68, "327.68"),
+        ("tokens_M", 0.00128, "0.00128"),
+        ("tokens_M", 0, "0.00"),
+        ("tokens_per_second", 1234567.8, "1,234,568"),
+        ("best_val_loss", float("nan"), "nan"),
+        ("best_val_loss", None, "-"),
+        ("best_val_loss", "n/a", "n/a"),
+        ("device", "CPU,\t2 threads\n", "CPU, 2 threads"),
+        ("status", "", "-"),
+    ],
+)
+def test_cells_are_written_for_people(column: str, value: object, text: str) -> None:
+    assert format_cell(column, value) == text
 
 
 def test_text_around_the_table_is_kept_to_the_byte(tmp_path: Path) -> None:
