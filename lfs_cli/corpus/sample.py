@@ -226,9 +226,8 @@ def _cast(random: Callable[[], float], plot: Plot) -> Fields:
         friend = _child(random) if b_child else _animal(random)
     friend.tie = "friend"
     if a_child and b_child:
-        friend.tie = _choose(
-            random, ("friend", "friend", "friend", "cousin", "brother" if friend.he == "he" else "sister")
-        )
+        sibling = "cousin" if plot.apart else "brother" if friend.he == "he" else "sister"
+        friend.tie = _choose(random, ("friend", "friend", "friend", "cousin", sibling))
 
     name, role, pronoun = _choose(random, words.GROWN_UPS)
     place = Place(_choose(random, plot.places or tuple(words.PLACES)), random)
@@ -243,18 +242,15 @@ def _child(random: Callable[[], float]) -> Character:
     name = _choose(random, names)
     look = f"a {_choose(random, words.CHILD_LOOKS)} {kind}"
     called = "called" if random() < 0.2 else "named"
-    return Character(name, pronoun, kind=kind, full=name, a=look, intro=f"{look} {called} {name}", hand="hand")
+    return Character(name, pronoun, kind=kind, full=name, a=look, intro=f"{look} {called} {name}")
 
 
 def _animal(random: Callable[[], float], kinds: Sequence[str] = ()) -> Character:
     pronoun, names = ("she", words.ANIMAL_GIRLS) if random() < 0.5 else ("he", words.ANIMAL_BOYS)
     kind = _choose(random, kinds or tuple(words.ANIMAL_KINDS))
-    hand, looks = words.ANIMAL_KINDS[kind]
     name = _choose(random, names)
-    look = f"a {_choose(random, looks)} {kind}"
-    return Character(
-        name, pronoun, kind=kind, full=f"{name} the {kind}", a=look, intro=f"{look} named {name}", hand=hand
-    )
+    look = f"a {_choose(random, words.ANIMAL_KINDS[kind])} {kind}"
+    return Character(name, pronoun, kind=kind, full=f"{name} the {kind}", a=look, intro=f"{look} named {name}")
 
 
 def _bind(random: Callable[[], float], fields: Fields, names: str, option: str | tuple[str, ...]) -> None:

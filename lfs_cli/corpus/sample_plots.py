@@ -32,6 +32,9 @@ class Plot:
     kinds: tuple[str, ...] = ()
     """Which animals may be the hero; empty for any."""
 
+    apart: bool = False
+    """Whether the friend lives in another house, and so is no brother or sister."""
+
     places: tuple[str, ...] = ()
     """Where it may happen; empty for anywhere."""
 
@@ -103,7 +106,7 @@ LOST = Plot(
     <A cries: Oh no! My {thing.short} {thing.is} gone!>
     <A sadly: Where {thing.is} my {thing.short}? I cannot find {thing.it}.>
     {A} felt #sad. {A.He} began to cry.
-    {A} looked at {A.his} empty {A.hand}. <a sadly: {thing.They} {thing.was} here this morning!>
+    {A} looked everywhere, twice. <a sadly: {thing.They} {thing.was} here this morning!>
     {A.His} eyes filled with tears. <a sadly: I have lost my {thing.own}.>
 
     {A.He} looked {place.spot}. The {thing.short} {thing.was} not there.
@@ -152,7 +155,7 @@ TOO_HIGH = Plot(
     choices={
         "thing, start": (
             ("a #color kite", "The wind took the kite up, and it got stuck in a tall tree."),
-            ("a #color balloon", "The string slipped out of {A.his} {A.hand}, and the balloon flew up into a tree."),
+            ("a #color balloon", "{A} let go of the string, and the balloon flew up into a tree."),
             ("a #color ball", "{A} threw the ball so high that it landed on the roof of the shed."),
             ("a #color paper plane/plane", "The plane flew up, up, up, and landed on a high branch."),
             ("a #color hat", "The wind took the hat, and it landed at the top of a tree."),
@@ -993,7 +996,7 @@ SEED = Plot(
     <A asks: Will it be {plant}?> <G answers: Yes. But it needs time.>
 
     {A} made a small hole and put the seed in. Then {A.he} gave it some water.
-    {A} dug a hole with {A.his} {A.hand}, put in the seed, and covered it.
+    {A} dug a little hole, put in the seed, and covered it with earth.
     So {A} planted the seed. <A whispers: Good night, little seed.>
 
     The next morning, {A} ran {place.to}. Nothing! There was only brown earth.
@@ -1145,7 +1148,7 @@ NIGHT = Plot(
 
     {G} came with a little lamp. <G kindly: Let us go and look together.>
     <G kindly: I am here. Shall we find out what it is?>
-    {G} took {A} by the {A.hand}. <G says: Come, we will see what it is.>
+    {G} took {A} along. <G says: Come, we will see what it is.>
 
     They walked on their toes, very quietly. {sound.cap}! It was close now.
     Step by step, they went closer. {A} held on to {G}.
@@ -1523,7 +1526,7 @@ RACE = Plot(
     {When}, {who} heard about a race {place.at}. <A says: I want to win!>
 
     The prize was {prize}. {A} wanted it very much.
-    The winner would get {prize}. {A} could already see it in {A.his} {A.hand}.
+    The winner would get {prize}. {A} could not wait for the start.
     They had to run to {goal}. The fastest one would get {prize}.
 
     {A.His} {B.tie} {B.full} stood next to {A.him}. <B says: Good luck, {A}!>
@@ -1549,7 +1552,7 @@ RACE = Plot(
 
     {A} turned around and ran back to {B}. <A asks: Are you all right?>
     {A} stopped and went back. <A kindly: Come, I will help you.>
-    So {A} ran back and gave {B} {A.his} {A.hand}.
+    So {A} ran back and helped {B} up.
 
     Slowly, they walked to the end together. They were the last of all.
     {B} held on to {A}, and they went on, step by step.
@@ -1572,6 +1575,7 @@ RACE = Plot(
 
 WISH = Plot(
     name="one wish",
+    apart=True,
     choices={
         "magic, finding": (
             ("a golden fish", "It was caught in a net"),
@@ -1645,6 +1649,7 @@ WISH = Plot(
 
 SICK = Plot(
     name="cheering up a friend",
+    apart=True,
     choices={
         "cheer, show": (
             ("a funny story", "told the story with a high voice and a low voice"),
@@ -1694,7 +1699,7 @@ SICK = Plot(
 
     {A} stayed until {B} fell asleep.
     <B says: You are the best medicine.> {A} laughed.
-    {B} held {A}'s {A.hand}. <b says: Thank you for coming.>
+    {B} held on to {A}. <b says: Thank you for coming.>
     They talked for a while.
     <B asks: Will you come again?> <A answers: Every day, until you are well.>
 
@@ -1719,7 +1724,7 @@ SMALL_AND_BIG = Plot(
             ("a key had fallen into a deep, narrow hole", "climbed down into the hole and came back with the key"),
             ("the door of the barn was locked from the inside", "went in under the door and opened it"),
             ("the rope of the boat had a bad knot", "pulled at the knot, thread by thread, until it was loose"),
-            ("a ring was lost in the thick grass", "walked between the blades of grass until the ring was there"),
+            ("a ring was lost in the thick grass", "walked between the blades of grass until {A.he} found the ring"),
             ("the bell on the tower did not ring", "climbed up inside the bell and took out a leaf"),
             ("a baby bird was stuck in a hollow log", "went into the log and led the baby bird out"),
         ),

@@ -27,21 +27,21 @@ ANIMAL_BOYS = (
 
 CHILD_LOOKS = ("little", "little", "little", "young", "small", "kind", "happy", "cheerful", "clever", "quiet", "funny")
 ANIMAL_KINDS = {
-    # kind: (what it reaches out with, how it may look)
-    "bear": ("paw", ("little", "brown", "small brown", "friendly")),
-    "cat": ("paw", ("little", "gray", "fluffy", "small black", "white")),
-    "dog": ("paw", ("little", "brown", "small white", "playful", "spotted")),
-    "duck": ("wing", ("little", "yellow", "small white", "funny")),
-    "fox": ("paw", ("little", "red", "young", "clever", "quick")),
-    "frog": ("hand", ("little", "green", "small green", "funny")),
-    "hedgehog": ("paw", ("little", "shy", "small brown", "round")),
-    "monkey": ("hand", ("little", "playful", "small brown", "funny")),
-    "mouse": ("paw", ("little", "tiny", "gray", "small white", "clever")),
-    "owl": ("wing", ("little", "young", "brown", "small gray", "fluffy")),
-    "pig": ("foot", ("little", "pink", "round", "happy")),
-    "rabbit": ("paw", ("little", "white", "small brown", "gray", "fluffy")),
-    "squirrel": ("paw", ("little", "red", "small brown", "quick", "playful")),
-    "turtle": ("foot", ("little", "green", "slow", "young", "small green")),
+    # kind: how it may look
+    "bear": ("little", "brown", "small brown", "friendly"),
+    "cat": ("little", "gray", "fluffy", "small black", "white"),
+    "dog": ("little", "brown", "small white", "playful", "spotted"),
+    "duck": ("little", "yellow", "small white", "funny"),
+    "fox": ("little", "red", "young", "clever", "quick"),
+    "frog": ("little", "green", "small green", "funny"),
+    "hedgehog": ("little", "shy", "small brown", "round"),
+    "monkey": ("little", "playful", "small brown", "funny"),
+    "mouse": ("little", "tiny", "gray", "small white", "clever"),
+    "owl": ("little", "young", "brown", "small gray", "fluffy"),
+    "pig": ("little", "pink", "round", "happy"),
+    "rabbit": ("little", "white", "small brown", "gray", "fluffy"),
+    "squirrel": ("little", "red", "small brown", "quick", "playful"),
+    "turtle": ("little", "green", "slow", "young", "small green"),
 }
 GROWN_UPS = (("Mom", "mom", "she"),) * 4 + (("Dad", "dad", "he"),) * 3
 GROWN_UPS += (("Grandma", "grandma", "she"),) * 2 + (("Grandpa", "grandpa", "he"),) * 2
@@ -201,7 +201,9 @@ WORDS = {
         "a small house", "a little house near {place}", "a small town", "a tall house", "a little village",
         "a cozy home", "a house with a #color door", "a house on a hill", "a warm little house", "a quiet street",
     ),
-    "trait": ("kind", "brave", "funny", "smart", "gentle", "cheerful", "full of ideas", "always busy", "never tired"),
+    "trait": (
+        "brave", "smart", "gentle", "full of ideas", "always busy", "never tired", "always hungry", "good to everyone",
+    ),
     "opening": (
         "Once upon a time, there was {A.intro}. {A.He} [loved|liked] to #likes.",
         "Once upon a time, there was {A.intro}. {A.He} [loved|liked] to #likes and to #likes_too.",
@@ -209,7 +211,7 @@ WORDS = {
         "Once upon a time, there was {A.intro}. {A.He} lived in #home with {A.his} {G.role}.",
         "Once upon a time, in #home, there lived {A.intro}. {A.He} was #trait.",
         "Once upon a time, {A.intro} lived in #home.",
-        "There was once {A.intro}. {A.He} was [very|always] [kind|happy|busy|friendly] and [loved|liked] to #likes.",
+        "There was once {A.intro}. {A.He} was [very|always] [brave|busy|friendly|gentle] and [loved|liked] to #likes.",
         "There was {A.intro} who lived in #home.",
         "There once was {A.intro}. Everyone [liked|loved] {A}, for {A.he} was #trait.",
         "{A} was {A.a}. {A.He} lived in #home with {A.his} {G.role}.",
@@ -255,9 +257,9 @@ WORDS = {
     "until_dark": (
         "They played together until #sunset.",
         "They laughed and played [all day|all afternoon|until it was time to go home].",
-        "Then they [ran|walked] home together, {A.hand} in {B.hand}.",
+        "Then they [ran|walked] home [together|side by side].",
         "They had [so much|a lot of] fun [that day|together].",
-        "The rest of the day was [fun|wonderful|full of games].", "Then they went to {B}'s house and ate #treat.",
+        "The rest of the day was [fun|wonderful|full of games].", "Then they sat down and ate #treat.",
         "They told each other funny stories until #sunset.",
         "After that, they [sang|danced|ran|jumped] [in the sun|side by side].",
     ),
@@ -274,7 +276,7 @@ WORDS = {
     "glad_end": (
         "{A} was #happy.", "It was [a good|the best|a wonderful|a very good] day.",
         "{A} [smiled|smiled all the way home|could not stop smiling].",
-        "{A} [never forgot|always remembered] that day.", "And they [all lived|were all] happy [again|together].",
+        "{A} [never forgot|always remembered] that day.", "And they were [all|both] happy [again|together].",
         "{A} felt warm and happy inside.", "#bedtime", "#bedtime", "{A} [hummed|sang] a happy song on the way home.",
         "When {A.he} came home, {A} ate #treat and [smiled|told everyone about it].",
         "{A} drew a picture of it and put it on the wall.", "What a [day|good day|wonderful day] it was!",
