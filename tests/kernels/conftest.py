@@ -2,6 +2,8 @@
 
 import os
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,9 +23,9 @@ def _interpreter_reads_one_element_arrays(monkeypatch: pytest.MonkeyPatch) -> No
 
     Later versions of Triton squeeze the array themselves. This can go when the project needs Triton 3.9.
     """
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    if torch.cuda.is_available() or np.lib.NumpyVersion(np.__version__) < "2.4.0":
+    if not find_spec("triton") or torch.cuda.is_available() or np.lib.NumpyVersion(np.__version__) < "2.4.0":
         return
+    interpreter = import_module("triton.runtime.interpreter")
     patch_tensor = interpreter._patch_lang_tensor
 
     def patch_and_squeeze(tensor, *scope) -> None:

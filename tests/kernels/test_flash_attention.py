@@ -21,6 +21,8 @@ from lfs_cli.kernels.flash_attention import (
     unavailable_reason,
 )
 
+pytest.importorskip("triton")
+
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 SHAPES = [  # B, T, S, H, G, D, causal
     (1, 2, 2, 1, 1, 16, True),

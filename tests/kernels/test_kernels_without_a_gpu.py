@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_everything_imports_without_triton() -> None:
     ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available() or not find_spec("triton"), reason="needs Triton and no GPU")
 def test_the_reason_without_a_gpu() -> None:
     script = (
         "import torch; from lfs_cli.kernels.flash_attention import unavailable_reason as why\n"
@@ -57,7 +58,7 @@ def test_the_reason_without_a_gpu() -> None:
     ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled, not interpreted")
+@pytest.mark.skipif(torch.cuda.is_available() or not find_spec("triton"), reason="needs Triton and no GPU")
 def test_the_interpreter_takes_the_cpu_but_not_bfloat16() -> None:
     from lfs_cli.kernels.flash_attention import unavailable_reason
 
@@ -66,7 +67,7 @@ def test_the_interpreter_takes_the_cpu_but_not_bfloat16() -> None:
 
 
 def compiled(capability: int, dtype: str, *head_dims: int) -> list[dict[str, Any]]:
-    pytest.importorskip("triton.backends.nvidia")
+    pytest.importorskip("triton")
     script = str(Path(__file__).with_name("compile_offline.py"))
     return [json.loads(line) for line in python(script, str(capability), dtype, *map(str, head_dims)).splitlines()]
 
