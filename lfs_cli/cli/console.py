@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from lfs_cli.runs.observer import Observer
 
 if TYPE_CHECKING:
     from lfs_cli.config import Settings
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # Unicode's overrides of the writing direction
 
 PLAIN_SECONDS = 10
 """Least time between two lines of one bar where there is no terminal."""
@@ -179,8 +182,8 @@ def size(count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without the control characters that could steer a terminal; newline and tab stay."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+    """Return ``text`` without the characters that could steer a terminal or turn its lines around; others stay."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" or c in _TURNS else c for c in text)
 
 
 def _bar(unit: str) -> Any:

@@ -3,12 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from lfs_cli.config import GenerateConfig
-from lfs_cli.errors import ConfigError
 from lfs_cli.generation.language_model import LanguageModel, Piece, find_checkpoint, is_checkpoint
+from lfs_cli.registry import import_plugins
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
 
@@ -95,13 +94,7 @@ def generate(
 
 def open_model(config: GenerateConfig, data: DataFolder, observer: Observer | None = None) -> OpenModel:
     """Load the model that ``config`` names; see `generate`."""
-    for plugin in config.plugins:
-        try:
-            import_module(plugin)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"plugin `{plugin}`: {error}", hint="name a module that `python -c 'import ...'` finds"
-            ) from None
+    import_plugins(config.plugins)
     if config.run and is_checkpoint(Path(config.run)):
         run, folder = Path(config.run).resolve().name, Path(config.run)
     else:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from types import FrameType
@@ -29,6 +28,7 @@ from lfs_cli.generation.language_model import LanguageModel
 from lfs_cli.model import Transformer, next_token_loss, resolve_attention
 from lfs_cli.model.device import choose_device, choose_dtype, precision
 from lfs_cli.optimizers import SCHEDULES, Optimizer, build_optimizers
+from lfs_cli.registry import import_plugins
 from lfs_cli.reports.table import append_row
 from lfs_cli.runs.download import download
 from lfs_cli.runs.folder import DataFolder, RunFolder
@@ -313,13 +313,7 @@ class _Recorder:
 
 def _resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
     """Return device, dtype, attention backend and why that one: all that can be refused before anything is made."""
-    for plugin in config.plugins:
-        try:
-            import_module(plugin)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"plugin `{plugin}` cannot be imported: {error}", hint="name a module on the Python path"
-            ) from None
+    import_plugins(config.plugins)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     SCHEDULES.get(config.schedule.name)
