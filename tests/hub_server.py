@@ -42,6 +42,13 @@ class Faults:
     """Flip the first byte of every body."""
 
     ignore_ranges: bool = False
+    ignore_if_range: bool = False
+    wrong_range: bool = False
+    """Answer a range with one that begins a byte later."""
+
+    extra_size: int = 0
+    """Add this to the size that the hub declares."""
+
     no_length: bool = False
     no_etag: bool = False
     small: bool = False
@@ -152,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = self.hub.files[name]
             target = faults.redirect_to or f"http://localhost:{self.hub.port}/cdn/{name}?signature=1"
             linked = {} if faults.no_etag else {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"'}
-            linked["X-Linked-Size"] = str(len(content))
+            linked["X-Linked-Size"] = str(len(content) + faults.extra_size)
             linked["X-Xet-Hash"] = hashlib.sha256(name.encode()).hexdigest()  # tempts a client that has hf_xet
             linked["Link"] = f'<{self.hub.url}/api/datasets/xet-read-token/{commit}>; rel="xet-auth"'
             self._send(302, b"", {"Location": target, "Accept-Ranges": "bytes", **linked, **commit})
@@ -173,9 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["ETag"] = etag
         status, start = 200, 0
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
-        is_same = self.headers.get("if-range") in (None, etag)
+        is_same = faults.ignore_if_range or self.headers.get("if-range") in (None, etag)
         if wanted and is_same and not faults.ignore_ranges:
-            start = int(wanted[1])
+            start = int(wanted[1]) + faults.wrong_range
             if start >= len(content):
                 self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return

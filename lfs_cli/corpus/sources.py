@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -196,7 +196,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def dataset_folder(folder: Path, watcher: Watcher) -> Iterator[None]:
+def dataset_folder(folder: Path, watcher: Watcher) -> Generator[None]:
     """Make ``folder`` and keep it for this process; a second process waits. Failures of the disk become errors.
 
     Args:
@@ -219,7 +219,7 @@ def dataset_folder(folder: Path, watcher: Watcher) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Generator[None]:
     """Turn failures of the disk into errors that say what can be done about ``folder``."""
     try:
         yield
@@ -609,7 +609,7 @@ def _name_taken(name: str, folder: Path, by: str) -> DataError:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, watcher: Watcher) -> Iterator[None]:
+def _locked(folder: Path, watcher: Watcher) -> Generator[None]:
     """Hold ``folder`` for this process. A second one waits here, and then finds the work done."""
     try:
         import fcntl
@@ -631,7 +631,7 @@ def _locked(folder: Path, watcher: Watcher) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(*paths: Path) -> Iterator[None]:
+def _removed_on_failure(*paths: Path) -> Generator[None]:
     try:
         yield
     except BaseException:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -305,7 +305,7 @@ class _Transfer:
 
 
 @contextlib.contextmanager
-def _open(remote: Remote, start: int, identity: str | None) -> Iterator[Any]:
+def _open(remote: Remote, start: int, identity: str | None) -> Generator[Any]:
     """Open ``remote`` at byte ``start``. Follows redirects, without handing a token to another host."""
     from huggingface_hub import constants, get_session
 

@@ -145,8 +145,12 @@ def test_a_second_call_verifies_without_the_network(hub: Hub, tmp_path: Path) ->
     assert hub.log == []
 
 
-@pytest.mark.parametrize("damage", [b"other", TRAIN_TEXT[:-1] + b"?"], ids=["size", "content"])
-def test_a_damaged_file_is_named_and_fetched_again(damage: bytes, hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [(b"other", "it has 5 bytes instead of"), (TRAIN_TEXT[:-1] + b"?", "its sha256 is not")],
+    ids=["size", "content"],
+)
+def test_a_damaged_file_is_named_and_fetched_again(damage: bytes, what: str, hub: Hub, tmp_path: Path) -> None:
     folder, watcher = tmp_path / "plain", Watcher()
     fetch("plain", folder)
     (folder / "train.txt").write_bytes(damage)
@@ -155,7 +159,7 @@ def test_a_damaged_file_is_named_and_fetched_again(damage: bytes, hub: Hub, tmp_
 
     assert outcomes == {"train.txt": "downloaded", "valid.txt": "verified"}
     assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
-    assert f"{folder / 'train.txt'} is damaged" in watcher.warnings[0]
+    assert f"{folder / 'train.txt'} is damaged: {what}" in watcher.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["plain", "packed"])
@@ -224,6 +228,44 @@ def test_a_server_without_ranges_sends_all_again_and_the_text_is_right(hub: Hub,
     fetch("plain", tmp_path / "plain")
 
     assert texts(tmp_path / "plain") == (TRAIN_TEXT, VALID_TEXT)
+
+
+def test_only_attempts_without_a_new_byte_count_as_failures(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.cut_after = [10**9] + [9_000] * (3 * transfer.RETRIES)
+
+    fetch("plain", tmp_path / "plain")
+
+    assert texts(tmp_path / "plain") == (TRAIN_TEXT, VALID_TEXT)
+
+
+def test_a_server_that_sends_other_bytes_than_it_was_asked_for_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.cut_after = [10**9, 9_000]
+    hub.faults.wrong_range = True
+
+    with pytest.raises(DownloadError, match="sent other bytes than it was asked for"):
+        fetch("plain", tmp_path / "plain")
+
+
+def test_a_server_that_has_another_size_than_declared_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.faults.extra_size = 7
+
+    with pytest.raises(DownloadError, match=r"has [\d,]+ bytes on the server instead of"):
+        fetch("plain", tmp_path / "plain")
+
+    assert not (tmp_path / "plain").exists()
+
+
+def test_a_part_that_is_too_long_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "far_train.txt.part").write_bytes(TRAIN_TEXT + b"more")
+    note = {"url": "", "identity": sha256(TRAIN_TEXT), "bytes": len(TRAIN_TEXT)}
+    (folder / "far_train.txt.part.json").write_text(json.dumps(note))
+    hub.faults.ignore_ranges = True
+
+    fetch("plain", folder)
+
+    assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
 
 
 def test_a_busy_server_is_asked_again(hub: Hub, tmp_path: Path) -> None:
@@ -308,6 +350,9 @@ def test_what_a_killed_process_left_is_cleared_away(hub: Hub, tmp_path: Path) ->
 
     assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
     assert names(folder) == WHOLE
+    (folder / "train.txt.tmp").write_bytes(b"half")
+    fetch("plain", folder)
+    assert names(folder) == WHOLE
 
 
 def test_files_put_by_hand_are_accepted_and_recorded(tmp_path: Path) -> None:
@@ -337,6 +382,26 @@ def test_both_forms_of_a_packed_file_must_fit_on_the_disk(
     assert hub.transfers() == []
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=both))
     fetch("packed", tmp_path / "packed")
+
+
+def test_what_is_here_already_needs_no_room(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [10**9, 50_000]
+    with pytest.raises(DownloadError):
+        fetch("plain", tmp_path / "plain")
+    rest = len(TRAIN_TEXT) - (tmp_path / "plain" / "far_train.txt.part").stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=rest))
+
+    assert fetch("plain", tmp_path / "plain")["train.txt"] == "downloaded"
+
+
+def test_text_from_the_web_needs_room_twice(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=2 * len(TRAIN_TEXT) - 1))
+
+    with pytest.raises(DownloadError, match=r"needs .* are free"):
+        own(hub.web("far_train.txt"), tmp_path / "mine")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -396,6 +461,17 @@ def test_a_packed_file_that_ends_early_or_is_damaged_is_refused(pack, tmp_path: 
         assert not (tmp_path / "mine").exists()
 
 
+def test_bytes_behind_a_packed_text_are_read_too(tmp_path: Path) -> None:
+    data = bz2.compress(TRAIN_TEXT) + b"\xff" * 3_000_000
+    (tmp_path / "mine.bz2").write_bytes(data)
+
+    own(tmp_path / "mine.bz2", tmp_path / "mine")
+
+    manifest = read_manifest(tmp_path / "mine")
+    assert manifest is not None
+    assert manifest.settings["source_sha256"] == sha256(data)
+
+
 def test_crlf_and_a_byte_order_mark_are_kept(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf" + b"One line.\r\nAnother.\r\n\r\n" * 50
     source = tmp_path / "mine.txt"
@@ -425,6 +501,7 @@ REFUSED = {
     "one byte": (b"x", "cannot be cut"),
     "zeros": (b"text\0text", "binary file"),
     "random": (random.Random(0).randbytes(5000), "binary file"),
+    "controls": (bytes(range(1, 32)) * 20, "binary file"),
     "UTF-16": ("text".encode("utf-16"), "UTF-16"),
     "PDF": (b"%PDF-1.7 ...", "is a PDF"),
     "packed zeros": (gzip.compress(b"\0" * 1000), "binary file"),
@@ -530,6 +607,31 @@ def test_a_file_that_changes_on_the_web_meanwhile_is_not_mixed(hub: Hub, tmp_pat
     watcher.progress = change
     with pytest.raises(DownloadError, match="changed on the server"):
         own(hub.web("far_train.txt"), tmp_path / "mine", watcher)
+
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_file_that_shrank_on_the_web_is_fetched_from_its_start(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [30_000]
+    with pytest.raises(DownloadError, match="broke off"):
+        own(hub.web("far_train.txt"), tmp_path / "mine")
+    monkeypatch.setattr(transfer, "RETRIES", 1)
+    hub.files["far_train.txt"] = VALID_TEXT
+    hub.faults.ignore_if_range = True
+
+    own(hub.web("far_train.txt"), tmp_path / "mine")
+
+    assert b"".join(texts(tmp_path / "mine")) == VALID_TEXT
+
+
+def test_what_is_no_text_on_the_web_leaves_nothing(hub: Hub, tmp_path: Path) -> None:
+    hub.files["zeros"] = b"\0" * 100_000
+
+    with pytest.raises(DataError, match="binary file"):
+        own(hub.web("zeros"), tmp_path / "mine")
 
     assert not (tmp_path / "mine").exists()
 
