@@ -435,7 +435,7 @@ class ModelBench(Settings):
     batch: Count = 4
     """Sequences (B)."""
 
-    vocab_size: Count = 10_000
+    vocab_size: Annotated[int, Field(ge=257)] = 10_000
     """Vocabulary (V)."""
 
     attention: str = "auto"

@@ -72,7 +72,7 @@ def rewrite_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     Args:
         path: The Markdown file, created when absent.
-        rows: One mapping a run, with its name under `run`.
+        rows: One mapping a run, with its name under `run`. Read while the table is locked.
 
     Returns:
         How many rows the table has now.

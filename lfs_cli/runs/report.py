@@ -61,7 +61,9 @@ def report(config: ReportConfig, data: DataFolder | None = None, observer: Obser
         for problem in run.problems:
             observer.warning(problem)
 
-    table_rows = rewrite_table(data.table, [runs[folder].row() for folder in folders]) if folders else 0
+    table_rows = (
+        rewrite_table(data.table, (_latest(folder, runs[folder]).row() for folder in folders)) if folders else 0
+    )
     pages = []
     for folder, run in runs.items():
         others = [other for other in compared if other is not run]
@@ -86,6 +88,15 @@ def _read(folder: RunFolder) -> Run:
         samples=folder.samples,
         result=folder.result,
     )
+
+
+def _latest(folder: RunFolder, run: Run) -> Run:
+    """Return ``run``, read again when it has ended meanwhile.
+
+    Called while the table is locked: a run writes its result before its row, so that no row of a finished run is
+    replaced by one of a running one.
+    """
+    return _read(folder) if run.result is None and folder.result.exists() else run
 
 
 def _not_runs(data: DataFolder, folders: Sequence[RunFolder]) -> list[Path]:

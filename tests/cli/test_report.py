@@ -113,6 +113,22 @@ def test_broken_runs_are_named_and_never_crash(runs: Path) -> None:
     assert result.stdout.count("2026-11-23") >= 3
 
 
+def test_a_run_that_ends_meanwhile_is_not_shown_as_running(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lfs_cli.runs.report as body
+
+    def end_then_rewrite(path: Path, rows: Any) -> int:
+        result = {"timestamp": "2026-11-23 10:09", "best_val_loss": 0.125, "status": "finished"}
+        (runs / "runs" / "2026-11-23-third-cccc" / "result.json").write_text(json.dumps(result))
+        return rewrite(path, rows)
+
+    rewrite = body.rewrite_table
+    monkeypatch.setattr(body, "rewrite_table", end_then_rewrite)
+    lfs()
+    row = next(line for line in (runs / "output.md").read_text().splitlines() if "third-cccc" in line)
+    assert "| 0.1250 |" in row
+    assert row.endswith("| finished |")
+
+
 def test_no_runs_is_no_error(data_folder: Path) -> None:
     result = lfs()
     assert (result.exit_code, result.stdout) == (0, "")
