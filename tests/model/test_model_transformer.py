@@ -220,8 +220,17 @@ def test_autocast_may_use_a_cache_of_another_type() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
-@pytest.mark.parametrize("changes", [{}, {"tied_head": True, "kv_heads": 2, "qk_norm": True}], ids=str)
-@pytest.mark.parametrize("is_mixed", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("changes", "is_mixed"),
+    [
+        ({"tied_head": True, "kv_heads": 2, "qk_norm": True}, True),
+        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param(
+            {"norm_position": "post", "feed_forward": "silu", "positions": "none"}, True, marks=pytest.mark.slow
+        ),
+    ],
+    ids=str,
+)
 def test_the_loss_compiles_into_one_graph(changes, is_mixed) -> None:
     model = build(**changes)
 
