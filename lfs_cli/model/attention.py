@@ -189,6 +189,8 @@ class Attention(nn.Module):
         layer: int = 0,
     ) -> None:
         super().__init__()
+        # A wrong name is answered here, and the table is filled before torch.compile traces a look into it
+        ATTENTION.get("standard" if backend == "auto" else backend)
         self.head_dim = width // heads
         self.backend, self.layer, self.rope = backend, layer, rope
         kv_width = self.head_dim * (kv_heads or heads)

@@ -129,6 +129,8 @@ def test_a_misspelled_backend_is_corrected() -> None:
     with pytest.raises(ConfigError, match="unknown attention backend `standart`") as caught:
         resolve_attention("standart", "cpu", torch.float32, 32)
     assert caught.value.hint == "did you mean `standard`?"
+    with pytest.raises(ConfigError, match="unknown attention backend `standart`"):
+        Attention(8, 2, backend="standart")
 
 
 def layer_by_torch(layer: Attention, x: Tensor, heads: int, rope: RotaryEmbedding | None, positions: Tensor) -> Tensor:
