@@ -24,7 +24,7 @@ COLUMNS = (
     Column("tokens/s", field("tokens_per_second"), rank=4),
     Column("time", lambda row: _time(row), rank=2),
     Column("device", field("device"), rank=8, is_detail=True),
-    Column("status", lambda row: row.get("status") or "", rank=0, is_detail=True),
+    Column("status", field("status"), is_detail=True),
 )
 
 
