@@ -28,13 +28,20 @@ print(tiled_attention.tiled_attention(x, x, x).shape)
 """
 
 
-def python(*arguments: str) -> str:
-    """Run a fresh Python in which Triton compiles rather than interprets, and return what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def python(*arguments: str, interpret: bool = False) -> str:
+    """Run a fresh Python, in which Triton compiles or interprets, and return what it printed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": str(int(interpret))}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="run directly")
+@pytest.mark.skipif(torch.cuda.is_available() or not find_spec("triton"), reason="needs Triton and no GPU")
+def test_kernels_match_their_reference_in_the_interpreter() -> None:
+    tests = str(Path(__file__).with_name("test_flash_attention.py"))
+    assert " passed" in python("-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", tests, interpret=True)
 
 
 def test_everything_imports_without_triton() -> None:
@@ -56,14 +63,6 @@ def test_the_reason_without_a_gpu() -> None:
         "no NVIDIA GPU was found",
         "it needs a CUDA GPU, and this is mps",
     ]
-
-
-@pytest.mark.skipif(torch.cuda.is_available() or not find_spec("triton"), reason="needs Triton and no GPU")
-def test_the_interpreter_takes_the_cpu_but_not_bfloat16() -> None:
-    from lfs_cli.kernels.flash_attention import unavailable_reason
-
-    assert unavailable_reason("cpu", torch.float16, 64) is None
-    assert unavailable_reason("cpu", torch.bfloat16, 64) == "Triton's interpreter cannot multiply bfloat16"
 
 
 def compiled(capability: int, dtype: str, *head_dims: int) -> list[dict[str, Any]]:
