@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
@@ -130,7 +131,7 @@ class Tokenizer:
         """Name of the pattern; for a foreign one without a name, its expression."""
         return self._pattern.name
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """64 hex digits that tell whether two tokenizers give the same ids, whatever file they came from."""
         content = {

@@ -29,7 +29,7 @@ OnProgress = Callable[[str, int, int], None]
 MERGES_A_CALL = 256
 """Merges between two reports of progress, and between two chances to interrupt."""
 
-CACHE_SLOTS = 1 << 16
+CACHE_SLOTS = 1 << 17
 """Slots for words that were met before, 48 bytes each, in each thread."""
 
 
@@ -43,7 +43,7 @@ def classes() -> np.ndarray:
 def announce(task: str) -> None:
     """Log that the loops of ``task`` are going to be compiled, if they are."""
     if not loops.is_compiled(task):
-        log.info("compiling the loops for %s; later runs find them in %s", task, loops.encode_words.stats.cache_path)
+        log.info("compiling the loops for %s; later runs find them in %s", task, loops.folder())
 
 
 def grown(array: np.ndarray, needed: int) -> np.ndarray:

@@ -13,13 +13,14 @@ called again. So it lets go of the interpreter lock, the caller can show progres
 
 A token is kept where it lies. Over the bytes of its words there is an array `tokens` that holds, for a token of the id
 t at the bytes i to i + n, t at its first and t at its last place. The token after it begins at i + n, the one before
-it ends at i - 1, so there are no links to keep. Places inside a token hold what is never an id, or an id that is out of
-date; see `_merge_at`.
+it ends at i - 1, so there are no links to keep. When two tokens become one, the place where the second began is
+cleared, so that nothing takes it for the start of a token; other places inside a token are never looked at as one.
 
 The compiled code is kept in `__pycache__`, or where `NUMBA_CACHE_DIR` says, or in the user's cache folder.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,7 @@ CACHED_IDS = 7
 CACHED_BYTES = 15
 """Longest word, and most ids of one, that the table of `encode_words` holds."""
 
+_compiled: dict[str, Any] = {}
 _OPTIONS: dict[str, Any] = {"nogil": True, "_nrt": False}
 _helper: Callable[[F], F] = njit(**_OPTIONS)
 """Compiles a function into those that call it.
@@ -59,11 +61,21 @@ times as slow. A function that makes an array is then refused.
 
 
 def _loop(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls, and keep the machine code for later processes."""
+    """Compile a function that Python calls, when it is first called, and keep the machine code for later processes."""
     try:
-        return njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder can be written: compile in every process
-        return _helper(function)
+        compiled = njit(cache=True, **_OPTIONS)(function)
+    except (RuntimeError, OSError):  # no folder can be written: compile in every process
+        compiled = _helper(function)
+    _compiled[function.__name__] = compiled
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except OSError:  # a full disk: it is compiled and was not yet called, but cannot be kept
+            return compiled(*arguments)
+
+    return call
 
 
 @_helper
@@ -406,8 +418,7 @@ def _merge_at(
         _change(b, after, -weight, slots, pairs, state)
         pair = _change(merged, after, weight, slots, pairs, state)
         count = _note(found, count, pair, i, pairs)
-    tokens[j - 1] = NO_TOKEN  # the inner ends first: a token of one byte begins and ends at the same place
-    tokens[j] = NO_TOKEN
+    tokens[j] = NO_TOKEN  # first, since a token of one byte begins and ends at the same place
     tokens[i] = merged
     tokens[last] = merged
     return count
@@ -648,7 +659,6 @@ def _merge_word(
             continue  # an earlier merge has taken one of the two
         last = j + sizes[tokens[j]] - 1
         merged = merged_ids[rank]
-        tokens[j - 1] = NO_TOKEN
         tokens[j] = NO_TOKEN
         tokens[i] = merged
         tokens[last] = merged
@@ -758,14 +768,17 @@ LOOPS = {
 """Which loops a task needs."""
 
 
+def folder() -> Path | None:
+    """Return where compiled code is kept, None when it is kept nowhere."""
+    path = _compiled["encode_words"].stats.cache_path
+    return Path(path) if path else None
+
+
 def is_compiled(task: str) -> bool:
-    """Return whether the loops of a task are compiled already, in this process or in an earlier one that kept them."""
-    source = Path(__file__).stat().st_mtime
+    """Return whether the loops of a task were compiled by this or an earlier process, which kept them."""
+    source, kept_in = Path(__file__).stat().st_mtime, folder()
     for loop in LOOPS[task]:
-        if loop.signatures:
-            continue
-        folder = loop.stats.cache_path
-        kept = Path(folder).glob(f"loops.{loop.__name__}-*.nbi") if folder else []
-        if not any(index.stat().st_mtime >= source for index in kept):
+        kept = kept_in.glob(f"loops.{loop.__name__}-*.nbi") if kept_in is not None else []
+        if not _compiled[loop.__name__].signatures and not any(index.stat().st_mtime >= source for index in kept):
             return False
     return True

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lfs_cli.errors import DataError
 from lfs_cli.tokenizer import Tokenizer, blocks, bpe, learn_bpe
 from lfs_cli.tokenizer.bpe import merge_ids, merge_word
+from lfs_cli.tokenizer.learn import learn_reference
 from lfs_cli.tokenizer.split import GPT2
 
 BYTES = {id: bytes([id]) for id in range(256)}
@@ -100,12 +101,24 @@ def test_an_unfinished_character_is_shown_as_such(tokenizer: Tokenizer) -> None:
     assert [stream.feed(0xE2), stream.feed(0x82), stream.flush()] == ["", "", "�"]
 
 
+def of_letters(length: int, seed: int) -> bytes:
+    return np.random.default_rng(seed).choice(np.frombuffer(b"abc", np.uint8), length).tobytes()
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Tokenizer:
+    """A tokenizer with so many merges of so few letters that they compete for each of them."""
+    merges = learn_reference({of_letters(12, seed): 1 for seed in range(100)}, 80)
+    tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
+    return Tokenizer(dict(enumerate(tokens)), merges)
+
+
 @for_all(length=st.integers(65, 150), seed=st.integers(0, 2**32 - 1))
-def test_long_words_are_merged_as_short_ones_are(tokenizer: Tokenizer, length: int, seed: int) -> None:
-    letters = np.random.default_rng(seed).choice(np.frombuffer(b"abthe", np.uint8), length).tobytes()
-    ids = {token: id for id, token in reversed(tokenizer.vocab.items())}
-    expected = [ids[token] for token in merge_word(letters, tokenizer.merges)]
-    assert merge_ids(list(letters), tokenizer._ranks) == expected
+def test_long_words_are_merged_as_short_ones_are(crowded: Tokenizer, length: int, seed: int) -> None:
+    letters = of_letters(length, seed)
+    ids = {token: id for id, token in crowded.vocab.items()}
+    expected = [ids[token] for token in merge_word(letters, crowded.merges)]
+    assert merge_ids(list(letters), crowded._ranks) == expected
 
 
 def test_special_tokens_are_one_id_and_text_when_not_asked_for(tokenizer: Tokenizer) -> None:
@@ -236,6 +249,14 @@ class TestCompiled:
     def test_texts(self, tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.encode(text) == in_plain_python(tokenizer, bpe.to_utf8(text))
 
+    @for_all(words=st.lists(st.text("ab", min_size=1, max_size=16), max_size=60))
+    def test_words_that_share_a_slot(self, crowded: Tokenizer, words: list[str]) -> None:
+        fresh = Tokenizer(crowded.vocab, crowded.merges)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lfs_cli.tokenizer.fast.CACHE_SLOTS", 1)
+            text = "".join(f"wonderful{word} wonderful{word[:1]}\n{word}\n" for word in words)
+            assert fresh.encode(text) == in_plain_python(crowded, text.encode())
+
     @for_all(data=any_bytes)
     def test_any_bytes(self, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
         path = tmp_path_factory.getbasetemp() / "any.bin"
@@ -244,9 +265,9 @@ class TestCompiled:
         assert ids.tolist() == in_plain_python(tokenizer, data)
 
     @for_all(length=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1))
-    def test_long_words(self, tokenizer: Tokenizer, length: int, seed: int) -> None:
-        text = np.random.default_rng(seed).choice(np.frombuffer(b"abthe", np.uint8), length).tobytes().decode()
-        assert tokenizer.encode(text) == in_plain_python(tokenizer, text.encode())
+    def test_long_words(self, crowded: Tokenizer, length: int, seed: int) -> None:
+        text = of_letters(length, seed).decode()
+        assert crowded.encode(text) == in_plain_python(crowded, text.encode())
 
     @pytest.mark.parametrize("workers", [1, 2, 5])
     @pytest.mark.parametrize("block_bytes", [1, 50, 333, 4096, 1 << 20])

@@ -63,6 +63,13 @@ def test_tokenizers_gives_our_ids_for_our_file(theirs_of_ours, tokenizer: Tokeni
     assert theirs_of_ours.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
 
 
+def test_tokenizers_gives_our_ids_for_special_tokens_anywhere(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    ours = Tokenizer({**BYTES, 256: b"ab", 300: b"<|e|>"}, [(b"a", b"b")], ["<|new|>", "<|e|>"])
+    theirs = tokenizers.Tokenizer.from_file(str(ours.save(tmp_path)))
+    assert theirs.encode("ab<|e|><|new|>").ids == ours.encode("ab<|e|><|new|>") == [256, 300, 301]
+
+
 @pytest.mark.parametrize("pattern", ["cl100k", "o200k"])
 def test_tokenizers_gives_our_ids_with_other_patterns(tokenizer: Tokenizer, tmp_path: Path, pattern: str) -> None:
     tokenizers = pytest.importorskip("tokenizers")

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ def test_ties_go_to_the_greater_pair_of_bytes() -> None:
     words = {b"A B": 1, b"BAD": 1}
     assert learn_reference({b"ab": 1, b"ba": 1}, 1) == [(b"b", b"a")]
     assert learn_pairs(words, 9) == learn_reference(words, 9)
+
+
+def test_the_merges_of_a_small_text(golden: Callable[[str, str], None], tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("She sells sea shells by the sea shore; the shells she sells are sea shells, I'm sure.<|e|>She" * 2)
+    _, merges = learn_bpe(path, 287, ["<|e|>"])
+    golden("merges.txt", "".join(f"{left.decode()}|{right.decode()}\n" for left, right in merges))
 
 
 @for_all(words=vocabularies, wanted=st.integers(0, 40))
