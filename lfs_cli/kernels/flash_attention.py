@@ -483,12 +483,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     q_BTHD, k_BSGD, v_BSGD, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(q_BTHD, k_BSGD, v_BSGD, *output)
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+    ctx.set_materialize_grads(False)  # no zeros in the shape of L for the gradient that it never has
 
 
-def _differentiate(ctx: Any, do_BTHD: Tensor | None, _dL: None) -> tuple[Tensor | None, ...]:
-    if do_BTHD is None:
-        return None, None, None, None, None
+def _differentiate(ctx: Any, do_BTHD: Tensor, _dL: None) -> tuple[Tensor | None, ...]:
     return *_flash_backward(do_BTHD, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None
 
 
