@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 COMPILED_BYTES = 8_000_000
 """Texts of at least so many bytes are worth the compiled loops, which take seconds to compile once on a machine."""
 
+READY_BYTES = 1 << 16
+"""The same once the loops are ready in this process."""
+
 LONG_WORD = 64
 """Bytes above which a word is encoded with a heap, so that time stays near-linear."""
 
@@ -237,7 +240,8 @@ class Tokenizer:
                 yield ids
 
     def _is_worth_compiling(self, size: int) -> bool:
-        return size >= COMPILED_BYTES and self.pattern == "gpt2"
+        enough = COMPILED_BYTES if self._encoder is None else min(COMPILED_BYTES, READY_BYTES)
+        return size >= enough and self.pattern == "gpt2"
 
     def _compiled(self) -> "Encoder":
         if self._encoder is None:

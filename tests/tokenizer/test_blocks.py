@@ -45,6 +45,15 @@ def test_a_text_without_a_cut_is_one_block_in_linear_time() -> None:
     assert list(map(len, blocks_of(pieces, PATTERNS["gpt2"], Specials(["<|e|>"]), 0))) == [300_000]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_no_block_ends_inside_a_special_token(size: int) -> None:
+    data, specials = b"za b1a bc a b" * 9, Specials(["a b"])
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    blocks = list(blocks_of(pieces, PATTERNS["gpt2"], specials, 0))
+    assert len(blocks) > 9
+    assert [word for block in blocks for word in words(block, "gpt2", specials)] == words(data, "gpt2", specials)
+
+
 def test_overlapping_specials_take_the_leftmost_then_the_longest() -> None:
     specials = Specials(["ab", "abab", "bababa"])
     assert [part for *_, part in specials.split(b"ababab")] == [b"abab", b"ab"]

@@ -254,7 +254,7 @@ class TestCompiled:
         fresh = Tokenizer(crowded.vocab, crowded.merges)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lfs_cli.tokenizer.fast.CACHE_SLOTS", 1)
-            text = "".join(f"wonderful{word} wonderful{word[:1]}\n{word}\n" for word in words)
+            text = "".join(f" wonderful{word} wonderful{word[:1]}" for word in words)
             assert fresh.encode(text) == in_plain_python(crowded, text.encode())
 
     @for_all(data=any_bytes)
