@@ -9,10 +9,10 @@ import logging
 import math
 import sys
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from lfs_cli.runs.observer import Observer
 
@@ -124,7 +124,7 @@ class ConsoleObserver(Observer):
             self._label, self._started, self._shown, self._first = label, now, now, done
             if self.console.is_live:
                 self._bar = _bar(unit)
-                self._bar.add_task(label, total=total or None)
+                self._bar.add_task(label, total=total or None, completed=done)
                 self._bar.start()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
@@ -183,7 +183,7 @@ def size(count: float) -> str:
 
 def printable(text: str) -> str:
     """Return ``text`` without the characters that could steer a terminal or turn its lines around; others stay."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" or c in _TURNS else c for c in text)
+    return "".join("\ufffd" if c in _TURNS or (category(c) == "Cc" and c not in "\n\t") else c for c in text)
 
 
 def _bar(unit: str) -> Any:

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from lfs_cli.corpus import sample_words as words
 from lfs_cli.corpus.sample_plots import PLOTS, Plot
 from lfs_cli.errors import DataError
+from lfs_cli.files import sync
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -103,8 +104,7 @@ def _write(path: Path, size: int, seed: int) -> Iterator[int]:
                 yield done
             if done >= size:
                 break
-        file.flush()
-        os.fsync(file.fileno())
+    sync(path)
     yield done
 
 

@@ -34,6 +34,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lfs_cli.errors import DataError
+from lfs_cli.files import sync
 
 MAGIC = b"LFSTOKEN"
 VERSION = 1
@@ -271,12 +272,7 @@ def _publish(drafts: list[Path], folder: Path, split: str) -> list[Path]:
     for number, path in _shards_in(folder, split).items():
         if number >= len(paths):
             path.unlink()
-    if os.name == "posix":  # the renames themselves are safe only when the folder is on the disk
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(folder)  # the renames themselves are safe only when the folder is on the disk
     return paths
 
 

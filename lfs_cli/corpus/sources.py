@@ -29,6 +29,7 @@ from lfs_cli.corpus.sample import SAMPLE_LICENCE, write_sample
 from lfs_cli.corpus.text import BLOCK_BYTES, Inspector, find_cut, unpack
 from lfs_cli.corpus.transfer import MIRROR, Remote, check_url, discard, find_on_hub, kept_bytes, receive
 from lfs_cli.errors import DataError, DownloadError
+from lfs_cli.files import replace_text
 
 TRAIN, VALID, MANIFEST = "train.txt", "valid.txt", "manifest.json"
 SPLITS = (TRAIN, VALID)
@@ -189,10 +190,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a dataset folder, whole or not at all."""
-    path = folder / MANIFEST
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager

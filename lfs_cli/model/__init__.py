@@ -11,7 +11,7 @@ from lfs_cli.model.loss import cross_entropy, next_token_loss
 from lfs_cli.model.norm import NORMS, NoNorm, RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.model.transformer import Block, Transformer
-from lfs_cli.model.weights import load_model, load_state, load_weights, save_model, save_weights, write_atomically
+from lfs_cli.model.weights import load_model, load_state, load_weights, replacing_weights, save_model, save_weights
 
 __all__ = [
     "ATTENTION",
@@ -35,11 +35,11 @@ __all__ = [
     "load_state",
     "load_weights",
     "next_token_loss",
+    "replacing_weights",
     "resolve_attention",
     "save_model",
     "save_weights",
     "scaled_dot_product_attention",
     "silu",
     "softmax",
-    "write_atomically",
 ]

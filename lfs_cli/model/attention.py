@@ -125,7 +125,7 @@ def resolve_attention(name: str, device_type: str, dtype: torch.dtype, head_dim:
         if device_type != "cuda":
             return "standard", f"`flash` is for CUDA GPUs, and this is {device_type}"
         reason = flash.unavailable_reason(device_type, dtype, head_dim)
-        return ("standard", reason) if reason else ("flash", "the fastest on this GPU")
+        return ("standard", reason) if reason else ("flash", "its memory grows with T, not T x T")
     ATTENTION.get(name)
     if name == "flash" and (reason := flash.unavailable_reason(device_type, dtype, head_dim)):
         raise DeviceError(

@@ -9,38 +9,24 @@ Files are written under a temporary name, flushed to the disk and renamed: a fil
 Source: https://github.com/huggingface/safetensors, "Format".
 """
 
-import json
-import os
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from lfs_cli.config import ModelConfig, dump_config, load_config
 from lfs_cli.errors import CheckpointError, ConfigError
+from lfs_cli.files import replacing
 from lfs_cli.model.transformer import Transformer
-
-_TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def save_weights(weights: nn.Module | Mapping[str, Tensor], target: Path | str | BinaryIO) -> None:
-    """Write tensors as safetensors, one at a time.
+    """Write tensors as safetensors.
 
     Args:
         weights: A module, of which parameters and persistent buffers are saved, or tensors by name.
@@ -50,10 +36,12 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], target: Path | str |
         CheckpointError: When the file cannot be written.
     """
     tensors = dict(weights) if isinstance(weights, Mapping) else _tensors_of(weights)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if isinstance(target, str | Path):
-        write_atomically(target, lambda file: _write(tensors, file))
+        with replacing_weights(target) as draft:
+            save_file(tensors, draft)
     else:
-        _write(tensors, target)
+        target.write(save(tensors))
 
 
 def load_weights(source: Path | str | BinaryIO, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -97,7 +85,8 @@ def save_model(model: Transformer, folder: Path | str) -> None:
     """Write ``model`` as a folder that `load_model` reads: `model.safetensors` and `config.json`."""
     folder = Path(folder)
     save_weights(model, folder / "model.safetensors")
-    write_atomically(folder / "config.json", lambda file: file.write(dump_config(model.config).encode()))
+    with replacing_weights(folder / "config.json") as draft:
+        draft.write_text(dump_config(model.config), encoding="utf-8")
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Transformer:
@@ -134,28 +123,22 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", dtype: to
     return model
 
 
-def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """Replace the file at ``path`` with what ``write`` puts into the file it is given, or leave all as it was.
+@contextmanager
+def replacing_weights(path: Path | str) -> Iterator[Path]:
+    """Yield a name to write to that becomes ``path`` when the block ends well (`lfs_cli.files.replacing`).
 
     Raises:
         CheckpointError: When the disk is full, or the file cannot be written for another reason.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
+        with replacing(Path(path)) as draft:
+            yield draft
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}",
+            f"cannot write {path}: {reason}",
             hint="free some space or choose another folder; what was there before is untouched",
         ) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -186,19 +169,3 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
     for name, tensor in kept.items():
         first.setdefault(id(tensor), name)
     return {name: tensor.detach() for name, tensor in kept.items() if first[id(tensor)] == name}
-
-
-def _write(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
-    # Widest types first, so that every tensor starts at a multiple of its type's size and a reader can map it
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
-    header: dict[str, object] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for tensor in tensors.values():
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        file.write(raw.numpy().data)

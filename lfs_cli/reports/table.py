@@ -9,9 +9,7 @@ no row and a reader never meets half a table.
 """
 
 import contextlib
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lfs_cli.errors import DataError
+from lfs_cli.files import replace_text
 
 COLUMNS: dict[str, str] = {
     "timestamp": "",
@@ -131,18 +130,9 @@ def _write(path: Path, page: _Page) -> None:
     cells = [[_escape(row.get(name, "")) for name in page.columns] for row in page.rows]
     lines = [_join(page.columns), f"|{'|'.join(rule)}|", *map(_join, cells)]
     text = page.above + "".join(line + page.newline for line in lines) + page.below
-    path = path.resolve()  # a link to the table stays a link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
-        temporary.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from None
 
 

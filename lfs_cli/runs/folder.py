@@ -155,6 +155,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def report(self) -> Path:
+        """The page that `lfs report` writes."""
+        return self.path / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints, with `latest` and `best`, which hold the name of one each."""
         return self.path / "checkpoints"

@@ -11,6 +11,7 @@ from typing import Any
 
 import lfs_cli
 from lfs_cli.errors import CheckpointError
+from lfs_cli.files import replace_text
 
 
 class Journal:
@@ -38,9 +39,7 @@ class Journal:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        replace_text(self.path, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:
@@ -52,10 +51,8 @@ def _step_of(line: str) -> float:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write ``value`` as JSON, whole or not at all."""
+    replace_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfs_cli.config import ReportConfig
+from lfs_cli.files import replace_bytes
 from lfs_cli.reports.compare import best_first, differing_settings, equal_losses
 from lfs_cli.reports.page import run_page
 from lfs_cli.reports.records import Record, Run, read_run
 from lfs_cli.reports.table import rewrite_table
 from lfs_cli.runs.folder import DataFolder, RunFolder
 from lfs_cli.runs.observer import Observer
-
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -108,18 +107,15 @@ def _not_runs(data: DataFolder, folders: Sequence[RunFolder]) -> list[Path]:
 
 def _is_stale(folder: RunFolder) -> bool:
     """Return whether the run has gone on since its page was written."""
-    page = folder.path / PAGE
+    page = folder.report
     sources = [path for path in (folder.config, folder.metrics, folder.samples, folder.result) if path.exists()]
     return not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in sources)
 
 
 def _write_page(folder: RunFolder, text: str, observer: Observer) -> list[Path]:
-    path = folder.path / PAGE
-    temporary = path.with_name(f".{PAGE}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        temporary.replace(path)
+        replace_bytes(folder.report, text.encode("utf-8", "replace"))
     except OSError as error:  # a run of somebody else, or a full disk: the report itself is still worth seeing
-        observer.warning(f"cannot write {path}: {error.strerror}")
+        observer.warning(f"cannot write {folder.report}: {error.strerror}")
         return []
-    return [path]
+    return [folder.report]

@@ -7,13 +7,13 @@ token. So the end of a block is searched backwards, and what is left begins the 
 """
 
 import errno
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lfs_cli.errors import DataError
+from lfs_cli.files import replace_text
 from lfs_cli.tokenizer.split import Pattern
 
 BLOCK_BYTES = 4 << 20
@@ -149,12 +149,5 @@ def writing(folder: Path) -> Iterator[None]:
 
 def replace_file(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that no reader ever sees half of it. Raises DataError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     with writing(path.parent):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(text, encoding="utf-8", newline="\n")
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        replace_text(path, text)

@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lfs_cli.errors import CheckpointError
-from lfs_cli.model import Transformer, load_state, load_weights, save_model, save_weights, write_atomically
+from lfs_cli.files import replace_bytes, replace_text
+from lfs_cli.model import Transformer, load_state, load_weights, save_model, save_weights
 from lfs_cli.optimizers import Optimizer
 
 FORMAT = 1
@@ -58,8 +59,8 @@ def write_checkpoint(
         tree, tensors = _flatten([optimizer.state_dict() for optimizer in optimizers])
         save_weights(tensors, temporary / "state.safetensors")
         text = json.dumps({"format": FORMAT, **state, "optimizers": tree}, indent=1) + "\n"
-        write_atomically(temporary / "state.json", lambda file: file.write(text.encode()))
-        write_atomically(temporary / "tokenizer.json", lambda file: file.write(tokenizer_file.read_bytes()))
+        replace_text(temporary / "state.json", text)
+        replace_bytes(temporary / "tokenizer.json", tokenizer_file.read_bytes())
         replaced = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
@@ -100,7 +101,7 @@ def read_checkpoint(folder: Path, model: Transformer, optimizers: Sequence[Optim
 
 def point_to(pointer: Path, folder: Path) -> None:
     """Make the small file ``pointer`` hold the name of ``folder``, atomically."""
-    write_atomically(pointer, lambda file: file.write(f"{folder.name}\n".encode()))
+    replace_text(pointer, f"{folder.name}\n")
 
 
 def save_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, out: str | Path | BinaryIO) -> None:
@@ -117,7 +118,7 @@ def save_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, step: in
     tree, tensors = _flatten({"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()})
     data = safetensors.torch.save(tensors, {"lfs": json.dumps({"format": FORMAT, "step": step, "tree": tree})})
     if isinstance(out, str | os.PathLike):
-        write_atomically(out, lambda file: file.write(data))
+        replace_bytes(Path(out), data)
     else:
         out.write(data)
 

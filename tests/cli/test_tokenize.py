@@ -272,7 +272,7 @@ def test_a_full_disk_is_explained(data_folder: Path, monkeypatch: pytest.MonkeyP
     def full(self: Path, *_arguments, **_options) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(blocks.Path, "write_text", full)
+    monkeypatch.setattr(blocks.Path, "write_bytes", full)
     with pytest.raises(DataError, match=r"cannot write in .*No space left") as caught:
         tokenize(TokenizeConfig(dataset="tiny", vocab_size=300), DataFolder(data_folder))
     assert caught.value.hint is not None
