@@ -119,7 +119,8 @@ def count_starts(tokens: Tokens, context_length: int) -> int:
     """
     starts = len(tokens) - context_length
     if starts < 1:
-        shorter = f" or set the context length to at most {len(tokens) - 1}" if len(tokens) > 2 else ""
+        longest = len(tokens) - 1
+        shorter = f", or a shorter context: `--set model.context_length={longest}`" if longest > 1 else ""
         raise DataError(
             f"{tokens.source} has {len(tokens):,} tokens, and a context of {context_length:,} needs at least "
             f"{context_length + 1:,}",

@@ -69,7 +69,7 @@ class Header:
         except OSError as error:
             raise DataError(f"cannot read `{path}`: {error.strerror}", hint="check its permissions") from error
         if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
-            raise DataError(f"`{path}` is not a token shard", hint=f"move it elsewhere, then {WRITE_AGAIN}")
+            raise _foreign(path)
         if len(raw) < HEADER.size:
             raise DataError(f"`{path}` is cut short: {len(raw)} of {HEADER.size} bytes of header", hint=WRITE_AGAIN)
 
@@ -108,9 +108,10 @@ def write_shards(
         shard_tokens: Ids in every shard but the last.
 
     Raises:
-        DataError: When the files cannot be written, such as on a full disk.
+        DataError: When the files cannot be written, such as on a full disk, or would replace one that is no shard.
         ValueError: For an id that is not below ``vocab_size``.
     """
+    refuse_foreign(folder, split)
     draft = folder / f".{split}.draft"
     if len(bytes.fromhex(tokenizer_hash)) != 32:
         raise ValueError(f"a tokenizer's hash has 64 hex digits, got {tokenizer_hash!r}")
@@ -131,6 +132,15 @@ def write_shards(
         with suppress(OSError):  # what a full disk could not take is thrown away in any case
             writer.close()
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, split: str) -> None:
+    """Raise DataError when a file of ``folder`` is named like a shard of ``split`` and is none: it is not ours."""
+    for path in _shards_in(folder, split).values():
+        with suppress(OSError), path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            if start != MAGIC[: len(start)]:
+                raise _foreign(path)
 
 
 class Tokens:
@@ -210,6 +220,12 @@ class Tokens:
             begin = end - len(array)
             yield array[start - begin : stop - begin]
             start = end
+
+
+def _foreign(path: Path) -> DataError:
+    return DataError(
+        f"`{path}` is not a token shard", hint=f"move it away: `mv {path} {path}.kept`; then {WRITE_AGAIN}"
+    )
 
 
 class _Writer:

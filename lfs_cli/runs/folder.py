@@ -90,7 +90,7 @@ class DataFolder:
                 raise CheckpointError(f"no trained run in {self.runs}", hint="run `lfs train quickstart.json` first")
             return trained[-1]
         for path in (Path(name), self.runs / name):
-            if (path / "config.json").is_file():
+            if _is_file(path / "config.json"):
                 return RunFolder(path)
         fitting = [run for run in runs if name in run.name]
         if len(fitting) == 1:
@@ -167,11 +167,15 @@ class RunFolder:
     def resumed_config(self, overrides: Sequence[str] = ()) -> TrainConfig:
         """Return the config with which this run goes on: its own, with ``overrides``.
 
+        The tokenizer may be named anew: whether it is the one of the checkpoint is told by its hash.
+
         Raises:
             ConfigError: When an override would change what the checkpoint was made with: model, data or optimizers.
         """
         before = load_config(TrainConfig, self.config)
         after = load_config(TrainConfig, self.config, overrides)
+        tokenizer = {"tokenizer": after.data.tokenizer}
+        before = before.model_copy(update={"data": before.data.model_copy(update=tokenizer)})
         fixed = [
             name for name in ("model", "data", "batch_size", "seed") if getattr(before, name) != getattr(after, name)
         ]
@@ -231,6 +235,13 @@ def check_name(name: str) -> str:
             hint="use letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
         )
     return name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
 
 
 def _born(path: Path) -> float:

@@ -31,7 +31,8 @@ class Journal:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self.path}: {error.strerror}", hint="free some space, then go on with `--resume`"
+                f"cannot write {self.path}: {error.strerror}",
+                hint=f"free some space, then `lfs train --resume {self.path.parent}`",
             ) from None
 
     def trim(self, step: int) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lfs_cli.config import TokenizeConfig
-from lfs_cli.corpus.shards import Tokens, write_shards
+from lfs_cli.corpus.shards import Tokens, refuse_foreign, write_shards
 from lfs_cli.corpus.text import Inspector
 from lfs_cli.errors import DataError, did_you_mean
 from lfs_cli.runs.folder import DataFolder
@@ -110,10 +110,15 @@ def tokenize(config: TokenizeConfig, data: DataFolder, observer: Observer | None
     try:
         if given is None:
             name = f"{dataset}-{config.vocab_size}" + (f"-{config.pattern}" if config.pattern != "gpt2" else "")
+        else:
+            name = _name_of(config.tokenizer or "", dataset, data)
+        for split in SPLITS:
+            refuse_foreign(data.tokens(name), split)
+        if given is None:
             tokenizer, stage = _learned(config, dataset, texts["train"], data.tokenizer(name), observer)
             stages.append(stage)
         else:
-            name, tokenizer = _name_of(config.tokenizer or "", dataset, data), given
+            tokenizer = given
             _keep_copy(tokenizer, data.tokenizer(name))
         encoding = _Encoding(dataset, tokenizer, data.tokens(name), config.workers, observer)
         stages += [encoding.run(split, texts[split]) for split in SPLITS]

@@ -5,6 +5,7 @@ the seed and the step alone, so a run that was stopped goes on from its last che
 seen. What is under way on the device is read one step later (`_Recorder`), so the loop never waits for it.
 """
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from lfs_cli.corpus.batches import Batches
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.corpus.sources import DATASETS
 from lfs_cli.errors import CheckpointError, ConfigError, DataError, DeviceError, LfsError, TrainingError, did_you_mean
+from lfs_cli.files import replace_text
 from lfs_cli.generation.language_model import LanguageModel
 from lfs_cli.model import Transformer, next_token_loss, resolve_attention
 from lfs_cli.model.device import choose_device, choose_dtype, precision
@@ -137,7 +139,7 @@ def train(
     writer = LanguageModel(model, tokenizer, device=device, dtype=dtype)
 
     run = resume or _new_run(config, out, data, device)
-    progress = _restore(run, model, optimizers, tokenizer) if resume else _Progress()
+    progress = _restore(config, run, model, optimizers, tokenizer) if resume else _Progress()
     recorder = _Recorder(config, run, progress, observer, device)
     entropy = unigram_entropy(valid_tokens)
     observer.stage(
@@ -301,9 +303,15 @@ class _Recorder:
         """Keep what the model wrote after the step recorded last."""
         if text:
             self.progress.sample = text
-            with self.run.samples.open("a", encoding="utf-8") as file:
-                quoted = "".join(f"> {line}\n" for line in text.splitlines())
-                file.write(f"## Step {self.progress.step:,}\n\n{quoted}\n")
+            quoted = "".join(f"> {line}\n" for line in text.splitlines())
+            try:
+                with self.run.samples.open("a", encoding="utf-8") as file:
+                    file.write(f"## Step {self.progress.step:,}\n\n{quoted}\n")
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot write {self.run.samples}: {error.strerror}",
+                    hint=f"free some space, then `lfs train --resume {self.run.path}`",
+                ) from None
             self.observer.sample(self.progress.step, text)
 
     def is_best(self, step: int) -> bool:
@@ -348,26 +356,31 @@ def _loss_function(model: Transformer, device: torch.device, dtype: torch.dtype,
 def _new_run(config: TrainConfig, out: Path | str | None, data: DataFolder, device: torch.device) -> RunFolder:
     """Create the run folder with its config and environment."""
     runs = Path(out) if out is not None else data.runs
+    run = None
     try:
         run = RunFolder.create(runs, config.name or config.data.dataset)
-        run.config.write_text(dump_config(config), encoding="utf-8")
         write_json(run.environment, environment(device_name(device)))
+        replace_text(run.config, dump_config(config))
     except OSError as error:
+        if run is not None:
+            shutil.rmtree(run.path, ignore_errors=True)
         raise CheckpointError(
             f"cannot create a run in {runs}: {error.strerror}", hint="choose a folder you can write with `--out`"
         ) from None
     return run
 
 
-def _restore(run: RunFolder, model: Transformer, optimizers: Sequence[Optimizer], tokenizer: Tokenizer) -> _Progress:
+def _restore(
+    config: TrainConfig, run: RunFolder, model: Transformer, optimizers: Sequence[Optimizer], tokenizer: Tokenizer
+) -> _Progress:
     """Put the last checkpoint of ``run`` into the model and optimizers, and return where it was."""
     folder = run.latest()
     state = read_checkpoint(folder, model, optimizers)
     if state["tokenizer_hash"] != tokenizer.hash:
         raise CheckpointError(
-            f"the checkpoint {folder} was trained with another tokenizer",
-            hint="tokenize again with the tokenizer in the checkpoint: "
-            f"`--set data.tokenizer={folder / 'tokenizer.json'}`",
+            f"the checkpoint {folder} was trained with another tokenizer than {config.data.dataset} has now",
+            hint="go on with the tokenizer in the checkpoint: "
+            f"`lfs train --resume {run.path} --set data.tokenizer={folder / 'tokenizer.json'}`",
         )
     return _Progress(**state["progress"])
 

@@ -162,7 +162,7 @@ def test_the_shortest_text_has_one_window() -> None:
 @pytest.mark.parametrize(
     ("length", "hint"),
     [
-        (8, "use a longer text or set the context length to at most 7"),
+        (8, "use a longer text, or a shorter context: `--set model.context_length=7`"),
         (1, "use a longer text"),
         (0, "use a longer text"),
     ],
