@@ -4,18 +4,40 @@ An `LfsError` becomes an `error:` line and a `hint:` line and the error's exit c
 the same two lines and exit code 2. Anything else is a bug in lfs: its traceback stays, with a line that says so.
 """
 
+import errno
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from lfs_cli import __version__
 from lfs_cli.cli import bench, download, generate, report, tokenize, train
 from lfs_cli.errors import LfsError, did_you_mean
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer carries click inside itself since 0.20 and exports only this
+
+_GO_ON = {
+    "download": "run the same command again: what is complete is kept",
+    "tokenize": "run the same command again: what is complete is kept",
+    "train": "`lfs report` lists the runs; one that has a checkpoint goes on with `lfs train --resume RUN`",
+}
+"""How to go on after Ctrl-C. The other commands leave nothing behind."""
+
+_DISK = {
+    errno.ENOSPC: "free some space, or set `LFS_DATA` to a folder on a larger disk",
+    errno.EDQUOT: "free some space, or set `LFS_DATA` to a folder on a larger disk",
+    errno.EACCES: "check the permissions, or set `LFS_DATA` to a folder that you can read and write",
+    errno.EPERM: "check the permissions, or set `LFS_DATA` to a folder that you can read and write",
+    errno.EROFS: "set `LFS_DATA` to a folder that you can write",
+    errno.ENOTDIR: "move that file away, or set `LFS_DATA` to another folder",
+}
+"""What the user can do where the system refuses, if no room has said it better."""
 
 
 class Commands(TyperGroup):
@@ -26,20 +48,36 @@ class Commands(TyperGroup):
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
         options["standalone_mode"] = False
         try:
-            code = super().main(args, *rest, **options)
+            code = super().main(list(args), *rest, **options)
+            sys.stdout.flush()  # now, so that a reader who has left and a full disk are noticed
         except _UsageError as error:
-            code = _fail(_usage_message(error), _usage_hint(error, self), 2)
+            code = _fail(*_explain(error, self, args), 2)
         except LfsError as error:
             code = _fail(str(error), error.hint, error.exit_code)
         except (KeyboardInterrupt, typer.Abort):
-            code = _fail("interrupted", None, 130)
+            code = _fail("interrupted", _GO_ON.get(args[0]), 130)
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _forsake_stdout()
             code = 1
+        except OSError as error:
+            if error.errno not in _DISK:
+                _confess()
+                raise
+            if error.filename is None:
+                _forsake_stdout()
+            where = f"cannot use {error.filename}" if error.filename else "cannot write"
+            code = _fail(f"{where}: {error.strerror}", _DISK[error.errno], 1)
         except Exception:
-            print("error: this is a bug in lfs; the traceback below tells where\n", file=sys.stderr)
+            _confess()
             raise
         sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, and let Ctrl-C through to `main`, past Typer, which would leave without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
@@ -49,25 +87,87 @@ def _fail(message: str, hint: str | None, code: int) -> int:
     return code
 
 
-def _usage_message(error: Any) -> str:
-    """Return click's complaint in our words: `backticks`, lower case, no final period."""
-    if getattr(error, "option_name", None) and type(error).__name__ == "NoSuchOption":
-        return f"unknown option `{error.option_name}`"
+def _confess() -> None:
+    print("error: this is a bug in lfs; the traceback below tells where\n", file=sys.stderr)
+
+
+def _forsake_stdout() -> None:
+    """Send what is still to be written nowhere, so that Python does not complain of it at its end."""
+    with suppress(OSError):  # a stdout that is no file cannot fail like one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain(error: Any, group: Any, args: Sequence[str]) -> tuple[str, str]:
+    """Return what is wrong with the command line and what to do about it, in our words and not in click's."""
+    name = next((arg for arg in args if arg in group.commands), None)
+    command = group.commands[name] if name else group
+    here = f"lfs {name}" if name else "lfs"
+    option, text = getattr(error, "option_name", ""), error.message
+    if type(error).__name__ == "NoSuchOption":
+        return f"unknown option `{option}`", _unknown_option_hint(option, group, command, name, args)
+    if option and "not take a value" in text:
+        return f"`{option}` takes no value", f"write `{option}` alone"
+    if option:
+        metavar = next((param.metavar for param in command.params if option in param.opts), None)
+        return f"`{option}` needs a value", f"write `{option} {metavar or 'VALUE'}`; see `{here} --help`"
+    if match := re.match(r"No such command '(.*?)'\.?", text):
+        return f"unknown command `{match[1]}`", did_you_mean(match[1], group.commands)
+    if match := re.match(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", text, re.DOTALL):
+        prompt = f"write `lfs generate --prompt {shlex.quote(match[1])}`"
+        hint = prompt if name == "generate" else "quote what has spaces"
+        return f"`{match[1]}` is more than `{here}` takes", f"{hint}; see `{here} --help`"
+    if text.startswith("Missing command"):
+        return "no command is named", f"choose one of: {', '.join(sorted(group.commands))}"
     message = error.format_message().rstrip(".").replace("'", "`")
-    if message.startswith("No such command "):
-        return f"unknown command {message.removeprefix('No such command ').split(' ')[0].rstrip('.')}"
-    return message[:1].lower() + message[1:]
+    return message[:1].lower() + message[1:], f"see `{here} --help`"
 
 
-def _usage_hint(error: Any, group: TyperGroup) -> str:
-    context = error.ctx
-    here = context.command_path if context is not None else "lfs"
-    if type(error).__name__ == "NoSuchOption" and context is not None:
-        options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
-        return did_you_mean(error.option_name, options)
-    if "No such command" in error.message:
-        return did_you_mean(error.message.split("'")[1], group.commands)
-    return f"see `{here} --help`"
+def _unknown_option_hint(option: str, group: Any, command: Any, name: str | None, args: Sequence[str]) -> str:
+    if command is group or args.index(str(name)) > _place(option, args):
+        owner = next((key for key, other in group.commands.items() if option in _options(other)), None)
+        if owner is not None:
+            return f"write it behind the command: `lfs {name or owner} {option}`"
+        return did_you_mean(option, [*_options(group), "--help"])
+    settings = _settings(command.name, option)
+    near = did_you_mean(option, _options(command))
+    if settings and not (near.startswith("did you mean") and settings[0].rpartition(".")[2] != _plain(option)):
+        return f"did you mean `--set {settings[0]}={_value(option, args)}`?"
+    return near
+
+
+def _options(command: Any) -> list[str]:
+    return [name for param in command.params for name in param.opts if name.startswith("--")]
+
+
+def _settings(command: str, option: str) -> list[str]:
+    """Return the settings of ``command`` that are called like ``option``: `--steps` is no option, `steps` a setting."""
+    from lfs_cli import config
+    from lfs_cli.config.loader import settings_named
+
+    return settings_named(getattr(config, f"{command.title()}Config"), _plain(option))
+
+
+def _plain(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
+def _place(option: str, args: Sequence[str]) -> int:
+    return next((index for index, arg in enumerate(args) if arg.split("=")[0] == option), len(args))
+
+
+def _value(option: str, args: Sequence[str]) -> str:
+    """Return what the user gave ``option``, to be pasted behind `--set`."""
+    place = _place(option, args)
+    given = args[place].partition("=")[2] if place < len(args) else ""
+    if not given and place + 1 < len(args) and not args[place + 1].startswith("-"):
+        given = args[place + 1]
+    return shlex.quote(given) if given else "VALUE"
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"lfs {__version__}")
+        raise typer.Exit
 
 
 app = typer.Typer(
@@ -78,6 +178,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None: ...
+
+
 app.command("download")(download.command)
 app.command("tokenize")(tokenize.command)
 app.command("train")(train.command)

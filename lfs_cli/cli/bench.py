@@ -8,7 +8,7 @@ import typer
 
 from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.console import Console
-from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, whole_number
 from lfs_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,21 +123,21 @@ def command(
     batch: Annotated[
         list[str] | None, typer.Option(metavar="N", help="Sequences at once: attention, model, generation.")
     ] = None,
-    heads: Annotated[int | None, typer.Option(metavar="N", help="Query heads: attention.")] = None,
-    head_dim: Annotated[int | None, typer.Option(metavar="N", help="Channels per head: attention.")] = None,
+    heads: Annotated[int | None, whole_number("--heads", 16, help="Query heads: attention.")] = None,
+    head_dim: Annotated[int | None, whole_number("--head-dim", 64, help="Channels per head: attention.")] = None,
     backend: Annotated[
         list[str] | None, typer.Option(metavar="NAME,...", help="Attention backends; `torch` is the baseline.")
     ] = None,
     size: Annotated[
         list[str] | None, typer.Option(metavar="SIZE,...", help="Model sizes, tiny to 2.7b; optimizer: weights.")
     ] = None,
-    vocab: Annotated[int | None, typer.Option(metavar="N", help="Vocabulary: tokenizer, model.")] = None,
+    vocab: Annotated[int | None, whole_number("--vocab", 10_000, help="Vocabulary: tokenizer, model.")] = None,
     dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Text to encode: tokenizer.")] = None,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Model that writes: generation.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")] = None,
-    repeats: Annotated[int | None, typer.Option(metavar="N", help="Runs that are counted.")] = None,
-    warmup: Annotated[int | None, typer.Option(metavar="N", help="Runs that are not.")] = None,
+    repeats: Annotated[int | None, whole_number("--repeats", 10, help="Runs that are counted.")] = None,
+    warmup: Annotated[int | None, whole_number("--warmup", 3, help="Runs that are not.")] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     explain: Explain = False,
@@ -178,7 +178,7 @@ def command(
 
 def _named(benchmark: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that the given options of ``benchmark`` stand for."""
-    given = {name: value for name, value in options.items() if value}
+    given = {name: value for name, value in options.items() if value not in (None, [], "")}
     if benchmark not in SETTINGS:  # a plugin's, or a misspelled one: the schema knows
         return {}
     settings = {}
@@ -221,7 +221,8 @@ def _show(console: Console, benchmark: str, result: "BenchResult") -> None:
     for note in _notes(result.rows):
         console.note(note)
     if result.path is not None:
-        console.next(f"added {len(result.rows)} records to {result.path}")
+        others = [name for name in COLUMNS if name != benchmark]
+        console.next(f"added {len(result.rows)} records to {result.path}; next: `lfs bench {others[0]}`")
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

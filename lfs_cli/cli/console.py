@@ -7,6 +7,7 @@ stderr has two: a terminal gets a bar that moves, anything else a line now and t
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,12 +45,14 @@ class Console:
     @property
     def is_live(self) -> bool:
         """Whether stderr is a terminal that can show a moving bar."""
-        return sys.stderr.isatty() and not self.quiet
+        return sys.stderr.isatty() and not self.quiet and os.environ.get("TERM") != "dumb"
 
     def results(self, rows: Sequence[Mapping[str, Any]], title: str = "", **extra: Any) -> None:
         """Print ``rows``: a table, tab-separated lines, or with `--json` one object that also holds ``extra``."""
         if self.as_json:
-            print(json.dumps({"rows": list(rows), **extra}, default=_plain, ensure_ascii=False))
+            whole = _finite(json.loads(json.dumps({"rows": list(rows), **extra}, default=_plain)))
+            is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+            print(json.dumps(whole, ensure_ascii=not is_utf8, allow_nan=False).encode(errors="replace").decode())
             return
         if not rows:
             return
@@ -62,13 +65,14 @@ class Console:
         from rich import box
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
         for name in names:
             numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
             table.add_column(name, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(_escape(show(row.get(name))) for name in names))
+            table.add_row(*(Text(printable(show(row.get(name)))) for name in names))
         RichConsole(highlight=False).print(table)
 
     def explain(self, schema: type["Settings"]) -> None:
@@ -219,11 +223,6 @@ def _plain_line(label: str, done: int, total: int, unit: str, moved: int, second
     return f"{label}{share} ({amount}{left})"
 
 
-def _escape(text: str) -> str:
-    """Keep rich from reading a value as markup, and a value from steering the terminal."""
-    return printable(text).replace("[", r"\[")
-
-
 def _flat(value: Any) -> str:
     """Return ``value`` for a program: no separators, one line."""
     if value is None:
@@ -232,7 +231,16 @@ def _flat(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return ",".join(_flat(item) for item in value)
-    return str(value).replace("\t", " ").replace("\n", " ")
+    return " ".join(str(value).replace("\t", " ").splitlines())
+
+
+def _finite(value: Any) -> Any:
+    """Return ``value`` with null for numbers that JSON does not have: infinity, and what is not a number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

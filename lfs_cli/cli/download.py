@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lfs_cli.cli.console import Console, size
-from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, number
 from lfs_cli.errors import ConfigError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -21,7 +21,7 @@ def command(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What to call that text.")] = None,
     valid_share: Annotated[
-        float | None, typer.Option("--valid-share", metavar="X", help="Share of that text held out for validation.")
+        float | None, number("--valid-share", 0.05, help="Share of that text held out for validation.")
     ] = None,
     sample_bytes: Annotated[
         str | None, typer.Option("--size", metavar="BYTES", help="Size of the built-in stories, such as 20MB.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lfs_cli.cli.console import Console, duration, printable, show
-from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, number, whole_number
 from lfs_cli.errors import ConfigError, LfsError
 
 if TYPE_CHECKING:
@@ -33,16 +33,16 @@ def command(
     run: Annotated[
         str | None, typer.Option(metavar="RUN", help="Run, run folder or checkpoint folder; by default the newest run.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens to write at most.")] = None,
+    max_tokens: Annotated[int | None, whole_number("--max-tokens", 100, help="Tokens to write at most.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="X", help="Below 1 safer, above 1 wilder, 0 the likeliest token.")
+        float | None, number("--temperature", 0.8, help="Below 1 safer, above 1 wilder, 0 the likeliest token.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="N", help="Keep the N likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="X", help="Keep the likeliest tokens that sum to X.")] = None,
+    top_k: Annotated[int | None, whole_number("--top-k", 40, help="Keep the N likeliest tokens.")] = None,
+    top_p: Annotated[float | None, number("--top-p", 0.95, help="Keep the likeliest tokens that sum to X.")] = None,
     min_p: Annotated[
-        float | None, typer.Option(metavar="X", help="Keep tokens at least X times as likely as the likeliest.")
+        float | None, number("--min-p", 0.05, help="Keep tokens at least X times as likely as the likeliest.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed writes the same text.")] = None,
+    seed: Annotated[int | None, whole_number("--seed", 1, help="The same seed writes the same text.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Read the whole text anew for every token.")] = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -73,7 +73,7 @@ def command(
         "cache": False if no_cache else None,
     }
     settings = load_config(GenerateConfig, config, overrides or [], options)
-    is_asking = not settings.prompts and sys.stdin.isatty()
+    is_asking = not settings.prompts and sys.stdin is not None and sys.stdin.isatty()
     if is_asking and as_json:
         raise ConfigError(
             "`--json` needs a prompt", hint='give one, such as `lfs generate --json --prompt "Once upon a time"`'
@@ -192,7 +192,7 @@ def _read_line() -> str:
 
 def _piped_prompt() -> str:
     """Return stdin without the line break that ends it."""
-    raw = sys.stdin.buffer.read()
+    raw = sys.stdin.buffer.read() if sys.stdin is not None else b""  # None: closed by `<&-`
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,9 +1,14 @@
-"""The options that all six commands share, so that they read and behave the same everywhere."""
+"""The options that all six commands share, so that they read and behave the same everywhere.
+
+Numbers are read here and not by Typer, whose words for one that it cannot read change with its version.
+"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from lfs_cli.errors import ConfigError
 
 ConfigFile = Annotated[
     Path | None,
@@ -17,3 +22,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print diagnostics.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print every setting with its default and meaning, and stop.")]
+
+
+def whole_number(name: str, example: int, *, metavar: str = "N", help: str) -> Any:
+    """Return an option that takes a whole number, such as ``example``."""
+    return _numeric(name, int, "a whole number", str(example), metavar, help)
+
+
+def number(name: str, example: float, *, metavar: str = "X", help: str) -> Any:
+    """Return an option that takes a number, such as ``example``."""
+    return _numeric(name, float, "a number", f"{example:g}", metavar, help)
+
+
+def _numeric(name: str, kind: type[int] | type[float], what: str, example: str, metavar: str, help: str) -> Any:
+    def parse(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError:
+            problem = f"must be {what}, not `{text}`" if text.strip() else "needs a value"
+            raise ConfigError(f"`{name}` {problem}", hint=f"write it in digits, such as `{name} {example}`") from None
+
+    return typer.Option(name, metavar=metavar, help=help, parser=parse)

@@ -89,8 +89,8 @@ def _after(text: str) -> str:
 def _closing(result: "ReportResult") -> str:
     if result.table is None:
         return "no runs yet; next: `lfs train quickstart.json`"
-    count = len(result.pages)
+    count, best = len(result.pages), result.rows[0]["run"]
     pages = f" and {result.pages[0]}" if count == 1 else f" and report.html of {count} runs" if count else ""
     names = " ".join(str(row["run"]) for row in result.rows[:2])
-    then = "" if result.losses else f"; next: `lfs report {names}`"
+    then = f"; next: `lfs generate --run {best}`" if result.losses else f"; next: `lfs report {names}`"
     return f"wrote {result.table} ({result.table_rows} rows){pages}{then}"

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from lfs_cli.cli.console import Console, printable, size
-from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, whole_number
 
 
 def command(
@@ -13,7 +13,10 @@ def command(
         str | None, typer.Argument(metavar="DATASET", help="Dataset in the data folder; by default the newest one.")
     ] = None,
     vocab: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Tokens to learn, 256 bytes and special tokens included.")
+        int | None,
+        whole_number(
+            "--vocab", 10_000, metavar="TOKENS", help="Tokens to learn, 256 bytes and special tokens included."
+        ),
     ] = None,
     special: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Special token; may be repeated, replaces the default.")
@@ -22,7 +25,9 @@ def command(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="PATH", help="Tokenizer to use instead of learning one: folder or file.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="THREADS", help="Threads; 0 for one on each core.")] = None,
+    workers: Annotated[
+        int | None, whole_number("--workers", 2, metavar="THREADS", help="Threads; 0 for one on each core.")
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     explain: Explain = False,

@@ -1,12 +1,15 @@
 """`lfs train`: train a model from a JSON config."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lfs_cli.cli.console import Console, ConsoleObserver, duration, printable, show, size
-from lfs_cli.cli.options import AsJson, Explain, Overrides, Quiet, Verbose
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
+from lfs_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from lfs_cli.config import TrainConfig
@@ -17,8 +20,9 @@ DEFAULT = Path("config.json")
 
 def command(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="JSON config, found as given or in `configs/`.")
-    ] = DEFAULT,
+        Path | None, typer.Argument(metavar="[CONFIG]", help=f"JSON config, like `--config`; by default {DEFAULT}.")
+    ] = None,
+    config_file: ConfigFile = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder that receives the run; by default data/runs.")] = None,
     resume: Annotated[
@@ -37,10 +41,13 @@ def command(
     if explain:
         console.explain(TrainConfig)
         return
+    if config is not None and config_file is not None:
+        raise ConfigError(f"two configs are named, `{config}` and `--config {config_file}`", hint="name one of them")
     run = None
     if resume is None:  # all of this before torch: a typo must not cost three seconds
-        settings = load_config(TrainConfig, config, overrides or [])
-        settings = settings.model_copy(update={"name": settings.name or config.stem})
+        path = config or config_file or DEFAULT
+        settings = load_config(TrainConfig, path, overrides or [])
+        settings = settings.model_copy(update={"name": settings.name or path.stem})
     else:
         from lfs_cli.runs.folder import DataFolder
 
@@ -50,6 +57,7 @@ def command(
 
     if dry_run:
         _show_plan(console, settings, *plan(settings))
+        console.next("nothing was made; next: the same command without `--dry-run`")
         return
     console.observer = TrainView(console, settings)
     try:
@@ -79,10 +87,11 @@ def command(
     if result.signal:
         console.note(
             f"stopped after step {result.steps:,}, saved in {result.directory}; "
-            f"next: `lfs train --resume {result.directory.name}`"
+            f"next: `lfs train --resume {_run_name(result.directory)}`"
         )
         raise typer.Exit(128 + result.signal)
-    console.next(f"wrote {result.directory}; next: `lfs generate --prompt {_quoted(settings.sample_prompt)}`")
+    chosen = f"--run {_run_name(result.directory)} " if out or resume else ""  # else it is the newest run
+    console.next(f"wrote {result.directory}; next: `lfs generate {chosen}--prompt {_quoted(settings.sample_prompt)}`")
 
 
 class TrainView(ConsoleObserver):
@@ -200,5 +209,13 @@ def _show_plan(console: Console, config: "TrainConfig", cost: Any, device: str) 
         console.results([{"what": name, "value": value} for name, value in shown.items()])
 
 
+def _run_name(run: Path) -> str:
+    """Return what names the run on a command line: its path when it is not in the data folder."""
+    from lfs_cli.runs.folder import DataFolder
+
+    is_here = run.resolve().parent == DataFolder.here().runs.resolve()
+    return run.name if is_here else shlex.quote(str(run))
+
+
 def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f'"{text}"' if re.fullmatch(r"[\w ,.;:'?-]*", text) else shlex.quote(printable(text))

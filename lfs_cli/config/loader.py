@@ -6,8 +6,8 @@ coerced but int to float. Every mistake becomes a `ConfigError` with the dotted 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,7 +45,7 @@ def load_config(
         if not equals or not name:
             raise ConfigError(f"`--set {override}` is not a setting", hint="write it as `--set name=value`")
         _set(schema, tree, name, _value(text))
-    _check_keys(schema, tree)
+    _check_keys(schema, schema, tree)
     try:
         return schema.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
@@ -59,10 +59,23 @@ def find_config(path: Path | str) -> Path:
     folders = [Path("configs"), package.parent / "configs", package / "configs"]
     candidates = [path, *(folder / path for folder in folders), *(folder / f"{path}.json" for folder in folders)]
     for candidate in candidates:
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
+    if _is_file(path / "config.json"):  # the folder of a run
+        raise ConfigError(f"`{path}` is a folder", hint=f"name the file in it: `{path / 'config.json'}`")
     shipped = {file.name for folder in folders if folder.is_dir() for file in folder.glob("*.json")}
-    raise ConfigError(f"no config `{path}` here or in `configs/`", hint=did_you_mean(path.name, shipped))
+    hint = did_you_mean(path.name, shipped)
+    near = get_close_matches(str(path), [str(file) for file in path.parent.glob("*.json")], n=1)
+    if near and not hint.startswith("did you mean"):
+        hint = f"did you mean `{near[0]}`?"
+    raise ConfigError(f"no config `{path}` here or in `configs/`", hint=hint)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
 
 
 def dump_config(config: Settings) -> str:
@@ -114,6 +127,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply", hint="write one object of settings") from None
+    except ValueError:  # Python reads no number of more than 4300 digits
+        raise ConfigError(f"{path} holds a number that is too long", hint="write fewer digits") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a JSON object", hint='write one, such as `{"steps": 100}`')
     return tree
@@ -122,7 +137,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
 
 
@@ -144,16 +159,21 @@ def _set(schema: type[Settings], tree: dict[str, Any], name: str, value: Any) ->
         last = depth == len(parts) - 1
         if isinstance(place, list):
             if not part.isdecimal() or int(part) >= len(place):
+                above = ".".join(parts[:depth])
                 raise ConfigError(
-                    f"`{where}` does not exist: `{'.'.join(parts[:depth])}` has {len(place)} entries",
-                    hint=f"use a number from 0 to {len(place) - 1}",
+                    f"`{where}` does not exist: `{above}` has {len(place)} {'entry' if len(place) == 1 else 'entries'}",
+                    hint=f"use a number from 0 to {len(place) - 1}"
+                    if len(place) > 1
+                    else f"use `{above}.0`"
+                    if place
+                    else f"set the whole list, such as `--set '{above}=[\"...\"]'`",
                 )
             key: Any = int(part)
         elif isinstance(place, dict):
             key = part
             if inside is not None:
                 if part not in inside.model_fields:
-                    raise _unknown(inside, ".".join(parts[:depth]), part)
+                    raise _unknown(schema, inside, ".".join(parts[:depth]), part)
                 field = inside.model_fields[part]
                 inside = _model_in(field)
                 if part not in place and not last:
@@ -177,39 +197,57 @@ def _default_tree(field: FieldInfo) -> Any:
     return TypeAdapter(Any).dump_python(default, mode="json", exclude_unset=True)
 
 
-def _check_keys(schema: type[Settings], tree: Any, where: str = "") -> None:
-    """Raise ConfigError for the first key of ``tree`` that ``schema`` does not have, at any depth."""
+def _check_keys(root: type[Settings], schema: type[Settings], tree: Any, where: str = "") -> None:
+    """Raise ConfigError for the first key of ``tree`` that ``schema``, a part of ``root``, does not have."""
     if not isinstance(tree, dict):
         return
     for key, value in tree.items():
         if key not in schema.model_fields:
-            raise _unknown(schema, where, key)
+            raise _unknown(root, schema, where, key)
         inner = _model_in(schema.model_fields[key])
         dotted = f"{where}.{key}" if where else key
         if inner and isinstance(value, list):
             for index, item in enumerate(value):
-                _check_keys(inner, item, f"{dotted}.{index}")
+                _check_keys(root, inner, item, f"{dotted}.{index}")
         elif inner:
-            _check_keys(inner, value, dotted)
+            _check_keys(root, inner, value, dotted)
 
 
-def _unknown(schema: type[Settings], where: str, key: str) -> ConfigError:
+def _unknown(root: type[Settings], schema: type[Settings], where: str, key: str) -> ConfigError:
     prefix = f"{where}." if where else ""
     known = [f"{prefix}{name}" for name in schema.model_fields]
-    return ConfigError(f"unknown key `{prefix}{key}`", hint=did_you_mean(f"{prefix}{key}", known))
+    hint = did_you_mean(f"{prefix}{key}", known)
+    elsewhere = settings_named(root, key, is_exact=hint.startswith("did you mean"))
+    if elsewhere:
+        hint = f"did you mean {' or '.join(f'`{name}`' for name in elsewhere)}?"
+    return ConfigError(f"unknown key `{prefix}{key}`", hint=hint)
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "`true` or `false`", NoneType: "`null`"}
+def settings_named(schema: type[Settings], name: str, *, is_exact: bool = False) -> list[str]:
+    """Return the dotted names of the settings whose last part is ``name``, or unless ``is_exact`` looks like it.
+
+    >>> settings_named(TrainConfig, "layers")
+    ['model.layers']
+    """
+    homes: dict[str, list[str]] = {}
+    for dotted, _, _ in explain(schema):
+        homes.setdefault(dotted.rpartition(".")[2], []).append(dotted)
+    near = [name] if name in homes else get_close_matches(name, homes, n=1, cutoff=0.6)
+    return [] if is_exact and name not in homes else [dotted for leaf in near for dotted in homes[leaf]]
 
 
 def _explain_rejection(schema: type[Settings], error: ValidationError) -> ConfigError:
     """Turn pydantic's first complaint into our own words."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":  # half a character, which is all that JSON of our own can get wrong
+        return ConfigError(
+            "a setting is not UTF-8 text", hint="type it in a UTF-8 terminal, or write it into a UTF-8 file"
+        )
     steps = [str(step) for step in first["loc"] if not str(step).startswith(("constrained-", "function-"))]
     while steps and steps[-1] in {"int", "float", "str", "bool", "none"}:  # pydantic names the branch of a union
         steps.pop()
     name = ".".join(steps)
-    given = json.dumps(first["input"], default=str)
+    given = _shortened(json.dumps(first["input"], default=str))
     wanted = {
         "int_type": "be a whole number",
         "int_from_float": "be a whole number",
@@ -224,20 +262,39 @@ def _explain_rejection(schema: type[Settings], error: ValidationError) -> Config
     }.get(first["type"])
     limits: dict[str, Any] = first.get("ctx", {})
     if first["type"] == "greater_than_equal":
-        wanted = f"be at least {limits['ge']:g}"
+        wanted = f"be at least {_plain_number(limits['ge'])}"
     elif first["type"] == "less_than_equal":
-        wanted = f"be at most {limits['le']:g}"
+        wanted = f"be at most {_plain_number(limits['le'])}"
     elif first["type"] == "greater_than":
-        wanted = f"be more than {limits['gt']:g}"
+        wanted = f"be more than {_plain_number(limits['gt'])}"
     elif first["type"] == "too_short":
         wanted = f"have at least {limits['min_length']} entry"
     elif first["type"] == "literal_error":
         choices = str(limits["expected"]).replace("'", "").replace(" or ", ", ")
         return ConfigError(f"`{name}` cannot be {given}", hint=f"choose one of: {choices}")
+    hint = _default_hint(schema, steps)
+    if first["type"] == "string_type" and isinstance(first["input"], int | float):
+        hint = f"put it in quotes: `--set '{name}=\"{given}\"'`"
+    return ConfigError(f"`{name}` must {wanted or first['msg'].lower()}, not `{given}`", hint=hint)
+
+
+def _default_hint(schema: type[Settings], steps: Sequence[str]) -> str:
     field = _field_at(schema, steps)
     example = _default_text(field) if field is not None else "derived"
-    hint = f"the default is `{example}`" if example != "derived" else f"see `{name}` in `lfs train --explain`"
-    return ConfigError(f"`{name}` must {wanted or first['msg'].lower()}, not `{given}`", hint=hint)
+    if example in {"derived", '""', "[]", "{}"}:
+        names = [dotted for dotted, _, _ in explain(schema)]
+        inside = [".".join(steps[:depth]) for depth in range(len(steps), 0, -1)]
+        shown = next((name for name in inside if name in names), steps[0])
+        return f"see `{shown}` in `lfs {schema.command} --explain`"
+    return f"the default is `{example}`"
+
+
+def _plain_number(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _field_at(schema: type[Settings], steps: Sequence[str]) -> FieldInfo | None:

@@ -5,7 +5,7 @@ table, the JSON Schema). Validators refuse combinations that cannot work and nam
 from other settings is a property, so that it can never disagree with them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,7 @@ from lfs_cli.registry import catalogue, check_options
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -34,12 +35,19 @@ class Settings(BaseModel):
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    command: ClassVar[str] = "train"
+    """The command that has these settings."""
+
 
 def check_registered(kind: str, room: str, table: str, name: str) -> None:
     """Raise ConfigError that suggests the nearest name when no module of ``room`` registers ``name`` in ``table``."""
     known = catalogue(room, table)
     if name not in known:
         raise ConfigError(f"unknown {kind} `{name}`", hint=did_you_mean(name, known))
+
+
+def _special_tokens(names: tuple[str, ...]) -> str:
+    return f"{len(names)} special token{'' if len(names) == 1 else 's'}"
 
 
 # A width is always that of all heads together, so 64 is the multiple that keeps matrix products fast on every device.
@@ -104,7 +112,8 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _shapes_fit(self) -> "ModelConfig":
         if self.width % self.heads:
-            above = -(-self.width // self.heads) * self.heads
+            step = self.heads * (2 if self.positions == "rope" else 1)  # rotary positions pair the channels of a head
+            above = -(-self.width // step) * step
             raise ConfigError(
                 f"`model.width` ({self.width}) is not a multiple of `model.heads` ({self.heads})",
                 hint=f"set `model.width` to {above}",
@@ -223,7 +232,7 @@ class TrainConfig(Settings):
     clip: NonNegative = 1.0
     """Largest norm of all gradients together; larger ones are scaled down to it. 0 turns this off."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the initial weights, the batches and the samples."""
 
     device: Device = "auto"
@@ -292,7 +301,7 @@ class TrainConfig(Settings):
         if self.data.tokenizer is None and self.model.vocab_size < smallest:
             raise ConfigError(
                 f"`model.vocab_size` ({self.model.vocab_size}) has no room for 256 bytes and "
-                f"{len(self.data.special_tokens)} special tokens",
+                f"{_special_tokens(self.data.special_tokens)}",
                 hint=f"set `model.vocab_size` to at least {smallest}",
             )
         return self
@@ -316,6 +325,8 @@ class TrainConfig(Settings):
 class DownloadConfig(Settings):
     """`lfs download`: bring a text dataset into the data folder."""
 
+    command = "download"
+
     dataset: str = ""
     """Dataset to bring; none lists them."""
 
@@ -334,12 +345,14 @@ class DownloadConfig(Settings):
     sample_bytes: Count = 6_000_000
     """Size in bytes of the built-in corpus."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the built-in corpus."""
 
 
 class TokenizeConfig(Settings):
     """`lfs tokenize`: learn a tokenizer on a dataset and encode it."""
+
+    command = "tokenize"
 
     dataset: str = ""
     """Dataset in the data folder; by default the one that was brought last."""
@@ -369,7 +382,7 @@ class TokenizeConfig(Settings):
         if self.tokenizer is None and self.vocab_size < smallest:
             raise ConfigError(
                 f"`vocab_size` ({self.vocab_size}) has no room for 256 bytes and "
-                f"{len(self.special_tokens)} special tokens",
+                f"{_special_tokens(self.special_tokens)}",
                 hint=f"set `vocab_size` to at least {smallest}",
             )
         return self
@@ -474,6 +487,8 @@ class GenerationBench(Settings):
 class BenchConfig(Settings):
     """`lfs bench`: measure a part beside a baseline."""
 
+    command = "bench"
+
     benchmark: str = ""
     """Registered benchmark."""
 
@@ -492,7 +507,7 @@ class BenchConfig(Settings):
     max_seconds: Positive = 10.0
     """Seconds after which one comparison stops early, with fewer runs; never before one has counted."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the random inputs."""
 
     attention: AttentionBench = AttentionBench()
@@ -527,6 +542,8 @@ class BenchConfig(Settings):
 class GenerateConfig(Settings):
     """`lfs generate`: let a trained model continue a prompt."""
 
+    command = "generate"
+
     prompts: Names = ()
     """Texts to continue; none on a terminal opens a small prompt loop."""
 
@@ -542,7 +559,7 @@ class GenerateConfig(Settings):
     sampling: SamplingConfig = SamplingConfig()
     """How each token is chosen."""
 
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the choices: the same seed writes the same text."""
 
     stop: str | None = END_OF_TEXT
@@ -571,6 +588,8 @@ class GenerateConfig(Settings):
 
 class ReportConfig(Settings):
     """`lfs report`: show, compare and tabulate runs."""
+
+    command = "report"
 
     runs: Names = ()
     """Runs to compare; none shows all of them."""

@@ -178,7 +178,7 @@ def test_explain_lists_the_settings() -> None:
         (["--temperature", "-1"], "a", 2, "`sampling.temperature` must be at least 0", "default is `0.8`"),
         (["--top-p", "1.5"], "a", 2, "`sampling.top_p` must be at most 1", "default is `0.95`"),
         (["--max-tokens", "0"], "a", 2, "`max_tokens` must be at least 1", "default is `256`"),
-        (["--max-tokens", "few"], "a", 2, "`--max-tokens`", "lfs generate --help"),
+        (["--max-tokens", "few"], "a", 2, "`--max-tokens` must be a whole number, not `few`", "`--max-tokens 100`"),
         (["--set", "samplng.top_k=1"], "a", 2, "unknown key `samplng`", "did you mean `sampling`?"),
         (["--set", "sampling.others.topk.k=1"], "a", 2, "unknown sampler `topk`", "did you mean `top_k`?"),
         (["--set", "stop=<|end|>"], "a", 2, "`stop` is `<|end|>`, which is no special token", "<|endoftext|>"),

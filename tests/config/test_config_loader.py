@@ -104,7 +104,7 @@ REFUSED = [
     ("model.layer=3", "unknown key `model.layer`", "did you mean `model.layers`?"),
     ("stepz=3", "unknown key `stepz`", "did you mean `steps`?"),
     ("optimizer.0.nam=sgd", "unknown key `optimizer.0.nam`", "did you mean `optimizer.0.name`?"),
-    ("optimizer.1.lr=1", "`optimizer.1` does not exist: `optimizer` has 1 entries", "use a number from 0 to 0"),
+    ("optimizer.1.lr=1", "`optimizer.1` does not exist: `optimizer` has 1 entry", "use `optimizer.0`"),
     ("optimizer.0.name=adam", "unknown optimizer `adam`", "did you mean `adamw`?"),
     ("optimizer.0.options.beta=1", "optimizer `adamw` has no option `beta`", "did you mean `betas`?"),
     ("schedule.name=cosin", "unknown schedule `cosin`", "did you mean `cosine`?"),
@@ -125,7 +125,7 @@ REFUSED = [
     (
         "model.heads=5",
         "`model.width` (512) is not a multiple of `model.heads` (5)",
-        "set `model.width` to 515",
+        "set `model.width` to 520",
     ),
     (
         "model.kv_heads=3",
@@ -134,7 +134,7 @@ REFUSED = [
     ),
     (
         "model.vocab_size=256",
-        "`model.vocab_size` (256) has no room for 256 bytes and 1 special tokens",
+        "`model.vocab_size` (256) has no room for 256 bytes and 1 special token",
         "set `model.vocab_size` to at least 257",
     ),
     ("microbatch=5", "`batch_size` (64) is not a multiple of `microbatch` (5)", "set `microbatch` to 4"),
