@@ -157,7 +157,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tree: dict[str, Any], name
 
 
 def _flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split nested dicts and lists into JSON, in which ``{"tensor": name}`` stands for each tensor, and the tensors."""
+    """Split nested dicts, lists and tuples into JSON and the tensors.
+
+    In the JSON, ``{"tensor": name}`` stands for a tensor and ``{"tuple": [...]}`` for a tuple: the settings of an
+    optimizer that was loaded are then equal to those that were saved, `betas` included.
+    """
     tensors: dict[str, Tensor] = {}
 
     def walk(node: Any, name: str) -> Any:
@@ -167,7 +171,8 @@ def _flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
         if isinstance(node, dict):
             return {str(key): walk(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()}
         if isinstance(node, list | tuple):
-            return [walk(value, f"{name}.{index}" if name else str(index)) for index, value in enumerate(node)]
+            items = [walk(value, f"{name}.{index}" if name else str(index)) for index, value in enumerate(node)]
+            return {"tuple": items} if isinstance(node, tuple) else items
         return node
 
     return walk(tree, ""), tensors
@@ -175,10 +180,13 @@ def _flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """Undo `_flatten`."""
-    if isinstance(tree, dict):
-        if set(tree) == {"tensor"}:
-            return tensors[tree["tensor"]]
-        return {key: _unflatten(value, tensors) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_unflatten(value, tensors) for value in tree]
+    match tree:
+        case {"tensor": str(name)}:
+            return tensors[name]
+        case {"tuple": list(items)}:
+            return tuple(_unflatten(item, tensors) for item in items)
+        case dict():
+            return {key: _unflatten(value, tensors) for key, value in tree.items()}
+        case list():
+            return [_unflatten(value, tensors) for value in tree]
     return tree
