@@ -52,7 +52,7 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         # index_select, since its backward (index_add) is faster than that of weight[tokens] on a CPU
-        return self.weight.index_select(0, tokens.reshape(-1)).view(*tokens.shape, -1)
+        return self.weight.index_select(0, tokens.reshape(-1)).view(*tokens.shape, self.weight.shape[1])
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:

@@ -54,7 +54,7 @@ class RotaryEmbedding(nn.Module):
             cos, sin = self.cos[start:stop], self.sin[start:stop]
         else:
             cos, sin = self.cos[positions], self.sin[positions]
-        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if _lies_in_pairs(x) and not torch.compiler.is_compiling():
             # The same turn as a product of complex numbers, five times as fast on a CPU; elsewhere they are not at home
             turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)
             return torch.view_as_real(turned).flatten(-2)
@@ -75,3 +75,11 @@ class RotaryEmbedding(nn.Module):
         super()._apply(fn, recurse)
         self._prepare(self.cos.device, torch.promote_types(self.cos.dtype, torch.float32))
         return self
+
+
+def _lies_in_pairs(x: Tensor) -> bool:
+    """Whether float32 numbers on the CPU can be read as complex ones where they lie."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    *rows, channels = x.stride()
+    return channels == 1 and not any(place % 2 for place in (x.storage_offset(), *rows))
