@@ -62,7 +62,8 @@ class Tokenizer:
     """Byte-level BPE with special tokens.
 
     Args:
-        vocab: Id -> bytes of the token. All 256 single bytes must be there.
+        vocab: Id -> bytes of the token. A text with a byte that is no token cannot be encoded, so learned vocabularies
+            have all 256 of them.
         merges: Pairs of tokens in the order in which they were learned.
         special_tokens: Texts that become one token each. Those that ``vocab`` lacks get the next free ids.
         pattern: How text is cut into words: a name in `PATTERNS`, or a pattern.
@@ -148,6 +149,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``. A lone surrogate, which UTF-8 cannot hold, is read as U+FFFD.
 
+        Raises DataError for a byte that the vocabulary lacks.
+
         >>> Tokenizer({id: bytes([id]) for id in range(256)}, []).encode("hé")
         [104, 195, 169]
         """
@@ -209,7 +212,9 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of ``ids``. Raises DataError for an id that no token has."""
+        """Return the bytes of ``ids``, a list, array or tensor. Raises DataError for an id that no token has."""
+        if hasattr(ids, "tolist"):
+            ids = ids.tolist()
         try:
             return b"".join([self.vocab[id] for id in ids])
         except KeyError as error:
@@ -231,24 +236,34 @@ class Tokenizer:
             for word in self._pattern.split(data[start:end].decode("utf-8", "surrogateescape")):
                 ids = words.get(word)
                 if ids is None:
-                    ids = [self._byte_ids[byte] for byte in word.encode("utf-8", "surrogateescape")]
-                    ids = merge_ids(ids, self._ranks)
+                    ids = merge_ids(self._spell(word), self._ranks)
                     if len(word) <= LONG_WORD:
                         if len(words) >= remembered:
                             words.clear()
                         words[word] = ids
                 yield ids
 
+    def _spell(self, word: str) -> list[int]:
+        """Return the ids of the bytes of ``word``."""
+        try:
+            return [self._byte_ids[byte] for byte in word.encode("utf-8", "surrogateescape")]
+        except KeyError as error:
+            raise DataError(
+                f"the vocabulary has no token for the byte `0x{error.args[0]:02x}`",
+                hint="use a tokenizer with all 256 bytes, such as one learned by `lfs tokenize`",
+            ) from None
+
     def _is_worth_compiling(self, size: int) -> bool:
         enough = COMPILED_BYTES if self._encoder is None else min(COMPILED_BYTES, READY_BYTES)
-        return size >= enough and self.pattern == "gpt2"
+        return size >= enough and self.pattern == "gpt2" and len(self._byte_ids) == 256
 
     def _compiled(self) -> "Encoder":
         if self._encoder is None:
             from lfs_cli.tokenizer.fast import Encoder
 
             sizes = {id: len(token) for id, token in self.vocab.items()}
-            self._encoder = Encoder(self._byte_ids, self._ranks, sizes, self._specials, self._special_bytes)
+            byte_ids = [self._byte_ids[byte] for byte in range(256)]
+            self._encoder = Encoder(byte_ids, self._ranks, sizes, self._specials, self._special_bytes)
         return self._encoder
 
 
@@ -367,15 +382,11 @@ def _add_specials(vocab: dict[int, bytes], special_tokens: Sequence[str]) -> dic
     return special_ids
 
 
-def _index(vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> tuple[list[int], Ranks]:
-    """Return the ids of the 256 bytes, and the merges in terms of ids. Raises DataError when one is missing."""
+def _index(vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) -> tuple[dict[int, int], Ranks]:
+    """Return the ids of single bytes, and the merges in terms of ids. Raises DataError when a token is missing."""
     ids = {token: id for id, token in sorted(vocab.items(), reverse=True)}  # of equal tokens the first one is ordinary
-    missing = [f"0x{byte:02x}" for byte in range(256) if bytes([byte]) not in ids]
-    if missing:
-        raise DataError(
-            f"the vocabulary lacks {len(missing)} of the 256 single bytes, such as `{missing[0]}`",
-            hint="use a byte-level BPE tokenizer, such as one learned by `lfs tokenize`",
-        )
+    if not vocab:
+        raise DataError("the vocabulary is empty", hint="learn one with `lfs tokenize`")
     negative = min(vocab)
     if negative < 0:
         raise DataError(f"the vocabulary has the id `{negative}`", hint="number the tokens from 0")
@@ -388,4 +399,4 @@ def _index(vocab: Mapping[int, bytes], merges: Sequence[tuple[bytes, bytes]]) ->
                     hint="use the vocabulary and the merges of one tokenizer",
                 )
         ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
-    return [ids[bytes([byte])] for byte in range(256)], ranks
+    return {byte: ids[bytes([byte])] for byte in range(256) if bytes([byte]) in ids}, ranks

@@ -169,7 +169,8 @@ def test_an_unknown_id_is_named(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("vocab", "merges", "message"),
     [
-        ({97: b"a"}, [], "lacks 255 of the 256 single bytes, such as `0x00`"),
+        ({}, [], "the vocabulary is empty"),
+        ({97: b"a"}, [(b"a", b"b")], "merge 1 needs the token b'b'"),
         (BYTES, [(b"a", b"b")], "merge 1 needs the token b'ab'"),
         ({**BYTES, -1: b"ab"}, [], "the id `-1`"),
     ],
