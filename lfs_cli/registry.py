@@ -6,7 +6,8 @@ Adding a part to lfs is one new file in its room with one decorator:
     class Lion(Optimizer): ...
 
 `Registry` imports the modules of its room when a name is first looked up. `catalogue` finds the same names by reading
-the sources only, so that a misspelled name in a config is answered before torch is imported.
+the sources, so that a misspelled name in a config is answered before torch is imported; what a script or a plugin has
+registered is added to them.
 """
 
 import ast
@@ -70,6 +71,19 @@ class Registry(Generic[T]):
         check_options(self.kind, name, options, accepted[len(args) :])
         return target(*args, **options)
 
+    def options_from_elsewhere(self) -> dict[str, tuple[str, ...]]:
+        """Return the entries that are not of the room, such as those of a script, with their keyword-only options."""
+        entries: dict[str, Any] = self._entries
+        foreign = {
+            name: inspect.signature(target).parameters.values()
+            for name, target in entries.items()
+            if not f"{target.__module__}.".startswith(f"{self.room}.")
+        }
+        return {
+            name: tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+            for name, parameters in foreign.items()
+        }
+
     def _discover(self) -> None:
         if not self._discovered:
             self._discovered = True
@@ -103,9 +117,8 @@ def check_options(kind: str, name: str, options: Iterable[str], accepted: Iterab
             raise ConfigError(f"{kind} `{name}` has no option `{option}`", hint=did_you_mean(option, accepted))
 
 
-@cache
 def catalogue(room: str, table: str) -> dict[str, tuple[str, ...]]:
-    """Return what the modules of ``room`` register in ``table``, found by reading their sources.
+    """Return what ``table`` has: found by reading the sources of ``room``, and registered in this process elsewhere.
 
     Nothing is imported but the packages above ``room``, whose `__init__` must be light.
 
@@ -116,6 +129,13 @@ def catalogue(room: str, table: str) -> dict[str, tuple[str, ...]]:
     Returns:
         Each registered name with the keyword-only parameters of the class or function it stands for, in order.
     """
+    registry = getattr(sys.modules.get(room), table, None)  # not there: the room is not imported, nor added to
+    return _written(room, table) | (registry.options_from_elsewhere() if registry is not None else {})
+
+
+@cache
+def _written(room: str, table: str) -> dict[str, tuple[str, ...]]:
+    """Return what the modules of ``room`` register in ``table``, found by reading their sources."""
     found: dict[str, tuple[str, ...]] = {}
     for path in _sources(room):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
