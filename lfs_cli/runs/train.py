@@ -128,7 +128,7 @@ def train(
     )
     shape = {"context_length": config.model.context_length, "seed": config.seed}
     batches = Batches(train_tokens, batch_size=config.batch_size, **shape)
-    valid_batches = Batches(valid_tokens, batch_size=config.passes_size, **shape)
+    valid_batches = Batches(valid_tokens, batch_size=config.batch_size, **shape)
 
     torch.manual_seed(config.seed)
     model = Transformer(config.model).to(device)
@@ -173,6 +173,7 @@ def train(
                     device,
                     step=step,
                     bytes_per_token=prepared.bytes_per_token("valid"),
+                    rows=config.passes_size,
                 )
                 recorder.evaluated(found)
                 recorder.wrote(_sample(config, writer))

@@ -48,6 +48,7 @@ def evaluate(
     *,
     step: int,
     bytes_per_token: float | None,
+    rows: int | None = None,
 ) -> Evaluation:
     """Return the mean loss over ``batches``, each token counting the same.
 
@@ -58,6 +59,7 @@ def evaluate(
         device: Where the model is.
         step: Steps done so far.
         bytes_per_token: Mean bytes of text behind one token, for bits per byte.
+        rows: Sequences in one forward pass, for less memory; by default a whole batch. The result is the same.
     """
     started = time.perf_counter()
     was_training = model.training
@@ -65,10 +67,11 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64)
     tokens = 0
     with torch.no_grad():
-        for tokens_BT, targets_BT in batches:
-            loss = loss_function(tokens_BT.to(device), targets_BT.to(device))
-            total += loss.double().cpu() * targets_BT.numel()
-            tokens += targets_BT.numel()
+        for batch in batches:
+            for tokens_BT, targets_BT in zip(*(tensor.split(rows or len(tensor)) for tensor in batch), strict=True):
+                loss = loss_function(tokens_BT.to(device), targets_BT.to(device))
+                total += loss.double().cpu() * targets_BT.numel()
+                tokens += targets_BT.numel()
     model.train(was_training)
     mean = (total / tokens).item()
     return Evaluation(

@@ -109,8 +109,9 @@ def test_what_would_break_a_resumed_run_is_refused(tiny: Path, data_folder: Path
 
 def test_microbatches_give_the_same_losses(tiny: Path, data_folder: Path) -> None:
     runs = [Path(train_json(tiny, "--set", f"microbatch={n}")["rows"][0]["run"]) for n in (4, 2)]
-    first, second = ([record["loss"] for record in records(run, "step")] for run in runs)
-    assert first == pytest.approx(second, rel=1e-5)
+    for kind in ("step", "evaluation"):
+        first, second = ([record["loss"] for record in records(run, kind)] for run in runs)
+        assert first == pytest.approx(second, rel=1e-5)
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(tiny: Path, data_folder: Path) -> None:

@@ -34,3 +34,18 @@ def test_the_loss_is_the_mean_over_tokens_not_over_batches() -> None:
 def test_the_unigram_entropy_of_equal_shares_is_the_log_of_their_number() -> None:
     assert unigram_entropy(Tokens.of(np.array([7, 8, 9, 10] * 5, dtype=np.uint16))) == pytest.approx(math.log(4))
     assert unigram_entropy(Tokens.of(np.array([7] * 5, dtype=np.uint16))) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 100, None])
+def test_batches_may_be_read_in_parts(rows: int | None) -> None:
+    seen = []
+
+    def loss(tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens_BT))
+        return tokens_BT.float().mean()
+
+    batches = [(torch.arange(20.0).view(5, 4), torch.zeros(5, 4)), (torch.full((2, 4), 7.0), torch.zeros(2, 4))]
+    found = evaluate(torch.nn.Identity(), loss, batches, torch.device("cpu"), step=1, bytes_per_token=None, rows=rows)
+    assert found.loss == pytest.approx((5 * 9.5 + 2 * 7) / 7)
+    assert found.tokens == 28
+    assert max(seen) == min(rows or 5, 5)
