@@ -25,7 +25,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # typer carries click inside i
 _GO_ON = {
     "download": "run the same command again: what is complete is kept",
     "tokenize": "run the same command again: what is complete is kept",
-    "train": "`lfs report` lists the runs; one that has a checkpoint goes on with `lfs train --resume RUN`",
+    "train": "run the same command again, or go on with a run that `lfs report` lists: `lfs train --resume RUN`",
 }
 """How to go on after Ctrl-C. The other commands leave nothing behind."""
 

@@ -1,13 +1,24 @@
 """`lfs download`: bring text into the data folder, or list what could be brought."""
 
 import re
+import sys
 from typing import Annotated
 
 import typer
 
+from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.console import Console, size
 from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, number
 from lfs_cli.errors import ConfigError
+
+COLUMNS = (
+    Column("dataset", field("dataset")),
+    Column("here", field("here")),
+    Column("text", lambda row: size(row["text bytes"]) if row["text bytes"] else None),
+    Column("download", lambda row: size(row["download bytes"]) if row["download bytes"] else None, rank=1),
+    Column("licence", field("licence")),
+    Column("what", field("what"), rank=2),
+)
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -53,19 +64,18 @@ def command(
 
     data = DataFolder.here()
     if not (settings.dataset or settings.source or settings.name):
-        console.results(
-            [
-                {
-                    "dataset": listing.dataset,
-                    "here": listing.here,
-                    "text bytes": listing.bytes,
-                    "download bytes": listing.download_bytes,
-                    "licence": listing.licence,
-                    "what": listing.summary,
-                }
-                for listing in list_datasets(data)
-            ]
-        )
+        rows = [
+            {
+                "dataset": listing.dataset,
+                "here": listing.here,
+                "text bytes": listing.bytes,
+                "download bytes": listing.download_bytes,
+                "licence": listing.licence,
+                "what": listing.summary,
+            }
+            for listing in list_datasets(data)
+        ]
+        console.results(rows if as_json or not sys.stdout.isatty() else lay_out(rows, COLUMNS)[0])
         console.next("next: `lfs download DATASET`, or `lfs download --from FILE_OR_URL --name NAME` for your own text")
         return
     result = download(settings, data, console.observer)

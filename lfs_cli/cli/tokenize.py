@@ -71,10 +71,11 @@ def command(
         console.note(f"peak memory: {size(result.peak_bytes)}")
     made = "wrote" if any(stage.seconds is not None for stage in result.stages) else "up to date:"
     plain = TokenizeConfig(dataset=settings.dataset, vocab_size=settings.vocab_size, workers=settings.workers)
+    size_asked = settings.vocab_size if settings.tokenizer is None else result.vocab_size
     chosen = "" if settings == plain else f" --set data.tokenizer={result.tokenizer}"  # train learns a plain one itself
     console.next(
         f"{made} {result.tokenizer} and {result.tokens}; next: "
-        f"`lfs train --set data.dataset={result.dataset} --set model.vocab_size={result.vocab_size}{chosen}`"
+        f"`lfs train --set data.dataset={result.dataset} --set model.vocab_size={size_asked}{chosen}`"
     )
 
 

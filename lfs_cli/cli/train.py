@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.console import Console, ConsoleObserver, duration, printable, show, size
 from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
 from lfs_cli.errors import ConfigError
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
     from lfs_cli.runs.train import Evaluation, StepRecord
 
 DEFAULT = Path("config.json")
+COLUMNS = (
+    Column("run", lambda row: row["run"].name),
+    Column("steps", field("steps")),
+    Column("loss", field("loss"), rank=1),
+    Column("val loss", field("best_val_loss")),
+    Column("perplexity", field("perplexity"), rank=3),
+    Column("bits/byte", field("bits/byte"), rank=2),
+    Column("tokens/s", field("tokens/s")),
+    Column("time", field("time")),
+)
 
 
 def command(
@@ -64,19 +76,18 @@ def command(
         result = train(settings, out, observer=console.observer, resume=run)
     finally:
         console.observer.finish_progress()
+    row = {
+        "run": result.directory,
+        "steps": result.steps,
+        "loss": result.loss,
+        "best_val_loss": result.best_val_loss,
+        "perplexity": result.perplexity,
+        "bits/byte": result.bits_per_byte,
+        "tokens/s": result.tokens_per_second,
+        "time": duration(result.seconds),
+    }
     console.results(
-        [
-            {
-                "run": result.directory,
-                "steps": result.steps,
-                "loss": result.loss,
-                "best_val_loss": result.best_val_loss,
-                "perplexity": result.perplexity,
-                "bits/byte": result.bits_per_byte,
-                "tokens/s": result.tokens_per_second,
-                "time": duration(result.seconds),
-            }
-        ],
+        [row] if as_json or not sys.stdout.isatty() else lay_out([row], COLUMNS)[0],
         status=result.status,
         parameters=result.parameters,
         tokens=result.tokens,
@@ -164,7 +175,7 @@ class TrainView(ConsoleObserver):
         record = self._record
         lines: list[Any] = [
             Text(f"step {record.step:,} of {self.config.steps:,}  " + "  ".join(self._facts(record)), overflow="fold"),
-            ProgressBar(total=self.config.steps, completed=record.step),
+            Padding(ProgressBar(total=self.config.steps, completed=record.step), 0),  # which ends the bar's line
         ]
         if self._evaluation is not None:
             lines.append(Text(f"after step {self._evaluation.step:,}: {_evaluation_text(self._evaluation)}"))
