@@ -48,11 +48,13 @@ def attend_reference(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: 
     q_BHTD = q_BTHD.transpose(1, 2).to(wide)
     k_BHSD, v_BHSD = (x.repeat_interleave(H // G, dim=2).transpose(1, 2).to(wide) for x in (k_BSGD, v_BSGD))
 
-    score_BHTS = q_BHTD @ k_BHSD.mT / D**0.5
-    if causal:
-        later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
-        score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
-    return (softmax(score_BHTS) @ v_BHSD).transpose(1, 2).to(q_BTHD.dtype)
+    with torch.autocast(q_BTHD.device.type, enabled=False):
+        score_BHTS = q_BHTD @ k_BHSD.mT / D**0.5
+        if causal:
+            later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
+            score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
+        o_BHTD = softmax(score_BHTS) @ v_BHSD
+    return o_BHTD.transpose(1, 2).to(q_BTHD.dtype)
 
 
 @ATTENTION.register("standard")

@@ -77,6 +77,15 @@ def test_bfloat16_goes_in_and_comes_out(name) -> None:
         torch.testing.assert_close(mine.double(), right, atol=5e-2, rtol=5e-2)
 
 
+def test_the_reference_keeps_its_digits_under_autocast() -> None:
+    q, k, v = torch.randn(3, 1, 40, 2, 16).unbind()
+    exact = attend_reference(*(x.double() for x in (q, k, v)))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = attend_reference(q, k, v)
+    assert ours.dtype == torch.float32
+    assert torch.allclose(ours.double(), exact, atol=1e-5)
+
+
 def test_standard_reads_heads_in_any_memory_layout() -> None:
     inputs = heads(2, 5, 5, 4, 2, 8)
     moved = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in inputs]
