@@ -115,8 +115,14 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", dtype: to
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a model config: {error}", hint=error.hint) from None
     tensors = load_weights(folder / "model.safetensors")
-    with torch.device("meta"):  # no time spent on random numbers that are overwritten
-        model = Transformer(config)
+    try:
+        with torch.device("meta"):  # no time spent on random numbers that are overwritten
+            model = Transformer(config)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"the model in {folder} has a part that is not here: {error}",
+            hint="name the module that registers it, such as `--set 'plugins=[\"my_module\"]'`",
+        ) from None
     model.to(dtype or next((tensor.dtype for tensor in tensors.values()), torch.float32))
     model.to_empty(device=device)
     _fill(model, tensors, folder)

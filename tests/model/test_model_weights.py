@@ -187,3 +187,13 @@ def test_the_header_is_json_and_the_numbers_are_aligned() -> None:
     assert length % 8 == 0
     assert header["a"] == {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
     assert header["b"] == {"dtype": "I8", "shape": [2], "data_offsets": [12, 14]}
+
+
+def test_a_model_with_a_part_of_a_plugin_asks_for_it(tmp_path) -> None:
+    save_model(Transformer(CONFIG), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm": "layer_norm"}))
+
+    with pytest.raises(CheckpointError, match="has a part that is not here: unknown norm `layer_norm`") as caught:
+        load_model(tmp_path)
+    assert "plugins" in caught.value.hint
