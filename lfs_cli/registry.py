@@ -25,6 +25,8 @@ from lfs_cli.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
+_WITHOUT_NAME = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+
 
 class Registry(Generic[T]):
     """A table from name to class or function, filled by the modules of one package.
@@ -72,7 +74,7 @@ class Registry(Generic[T]):
         return target(*args, **options)
 
     def options_from_elsewhere(self) -> dict[str, tuple[str, ...]]:
-        """Return the entries that are not of the room, such as those of a script, with their keyword-only options."""
+        """Return the entries that are not of the room, such as those of a script, with their parameters."""
         entries: dict[str, Any] = self._entries
         foreign = {
             name: inspect.signature(target).parameters.values()
@@ -80,7 +82,7 @@ class Registry(Generic[T]):
             if not f"{target.__module__}.".startswith(f"{self.room}.")
         }
         return {
-            name: tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+            name: tuple(parameter.name for parameter in parameters if parameter.kind not in _WITHOUT_NAME)
             for name, parameters in foreign.items()
         }
 
@@ -92,7 +94,7 @@ class Registry(Generic[T]):
 
 
 def import_plugins(modules: Sequence[str]) -> None:
-    """Import modules of the user's, which may register parts of their own. Raises ConfigError for a missing one.
+    """Import modules of the user's, which may register parts of their own. Raises ConfigError for one that fails.
 
     They are found in the current folder too, where the `lfs` command, unlike `python -m`, does not look by itself.
     """
@@ -107,6 +109,11 @@ def import_plugins(modules: Sequence[str]) -> None:
                 f"plugin `{name}` cannot be imported: {error}",
                 hint="name a module of the current folder or of the Python path",
             ) from None
+        except Exception as error:
+            raise ConfigError(
+                f"plugin `{name}` cannot be imported: {type(error).__name__}: {error}",
+                hint=f"see where with `python -m {name}`",
+            ) from error
 
 
 def check_options(kind: str, name: str, options: Iterable[str], accepted: Iterable[str]) -> None:
@@ -127,7 +134,8 @@ def catalogue(room: str, table: str) -> dict[str, tuple[str, ...]]:
         table: Name of the registry in the sources, such as ``"OPTIMIZERS"``.
 
     Returns:
-        Each registered name with the keyword-only parameters of the class or function it stands for, in order.
+        Each registered name with the parameters of the class or function it stands for, in order: for one of the room
+        the keyword-only ones.
     """
     registry = getattr(sys.modules.get(room), table, None)  # not there: the room is not imported, nor added to
     return _written(room, table) | (registry.options_from_elsewhere() if registry is not None else {})

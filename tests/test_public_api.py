@@ -141,8 +141,9 @@ def registered() -> Iterator[None]:
         return F.scaled_dot_product_attention(*heads, mask if causal else None, enable_gqa=True).transpose(1, 2)
 
     attend.calls = 0
+    lfs.OPTIMIZERS.register("torch's nadam")(torch.optim.NAdam)
     yield
-    for table, name in ((lfs.OPTIMIZERS, "sign"), (lfs.ATTENTION, "torch's own")):
+    for table, name in ((lfs.OPTIMIZERS, "sign"), (lfs.OPTIMIZERS, "torch's nadam"), (lfs.ATTENTION, "torch's own")):
         del table._entries[name]
 
 
@@ -157,6 +158,12 @@ def test_what_a_script_registers_is_a_name_in_its_configs(registered: None, tiny
         lfs.load_config(lfs.TrainConfig, tiny, ["optimizer.0.name=sign", 'optimizer.0.options={"decai":0.1}'])
     with pytest.raises(lfs.LfsError, match="unknown optimizer `sing`"):
         lfs.load_config(lfs.TrainConfig, tiny, ["optimizer.0.name=sing"])
+
+
+def test_an_optimizer_of_torchs_serves_as_one_of_ours(registered: None, tiny: Path, tmp_path: Path) -> None:
+    theirs = ["optimizer.0.name=torch's nadam", 'optimizer.0.options={"betas":[0.8,0.9],"weight_decay":0.1}']
+    result = lfs.train(lfs.load_config(lfs.TrainConfig, tiny, theirs), tmp_path)
+    assert result.loss < losses(result.directory)[0]
 
 
 def test_every_failure_is_an_lfs_error_with_a_hint(tiny: Path, tmp_path: Path) -> None:

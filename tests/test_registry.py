@@ -1,9 +1,12 @@
 """Registries: a name finds its entry, a slip finds the nearest name, and reading sources finds what importing finds."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from lfs_cli.errors import ConfigError, did_you_mean
-from lfs_cli.registry import Registry, catalogue
+from lfs_cli.registry import Registry, catalogue, import_plugins
 
 ROOMS = [
     ("lfs_cli.optimizers", "OPTIMIZERS"),
@@ -47,6 +50,27 @@ def test_reading_the_sources_finds_what_importing_finds(room: str, table: str) -
 
 def test_the_catalogue_knows_the_options() -> None:
     assert {"lr", "betas", "eps", "weight_decay"} <= set(catalogue("lfs_cli.optimizers", "OPTIMIZERS")["adamw"])
+
+
+def test_the_catalogue_knows_what_was_registered_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lfs_cli.optimizers import OPTIMIZERS
+
+    monkeypatch.setattr(OPTIMIZERS, "_entries", dict(OPTIMIZERS._entries))
+
+    @OPTIMIZERS.register("mine")
+    def mine(params: list, lr: float = 1.0, *, decay: float = 0.0, **others: float) -> None: ...
+
+    assert catalogue("lfs_cli.optimizers", "OPTIMIZERS")["mine"] == ("params", "lr", "decay")
+
+
+@pytest.mark.parametrize("source", ["raise RuntimeError('hm')", "def (", "from lfs_cli.optimizers import NOPE"])
+def test_a_plugin_that_fails_is_named(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "broken_plugin.py").write_text(source)
+    with pytest.raises(ConfigError, match="plugin `broken_plugin` cannot be imported: ") as caught:
+        import_plugins(["broken_plugin"])
+    assert caught.value.hint == "see where with `python -m broken_plugin`"
 
 
 def test_a_hint_names_the_nearest_choice_or_all() -> None:
