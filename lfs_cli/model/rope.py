@@ -54,7 +54,7 @@ class RotaryEmbedding(nn.Module):
             cos, sin = self.cos[start:stop], self.sin[start:stop]
         else:
             cos, sin = self.cos[positions], self.sin[positions]
-        if _lies_in_pairs(x) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and _lies_in_pairs(x):
             # The same turn as a product of complex numbers, five times as fast on a CPU; elsewhere they are not at home
             turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)
             return torch.view_as_real(turned).flatten(-2)
