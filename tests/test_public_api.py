@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 import lfs_cli as lfs
 from lfs_cli.optimizers import Optimizer
+from lfs_cli.runs.folder import RunFolder
 
 TINY = {
     "name": "tiny",
@@ -119,6 +121,39 @@ def test_a_variant_trains_learns_and_writes(name: str, tiny: Path, tmp_path: Pat
     )
     again = lfs.train(config, tmp_path / "again")
     assert losses(again.directory) == found
+
+
+GROUPS = (
+    'optimizer=[{"match":"blocks.*","name":"sgd","lr":0.1,"options":{"momentum":0.9}},'
+    '{"match":"*embedding*","name":"adamw","lr":0.01,"options":{"betas":[0.8,0.9]}},'
+    '{"match":"*","name":"sgd","lr":0.05}]'
+)
+
+
+def test_a_run_with_several_optimizers_goes_on_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
+    settings = ["schedule.name=constant", "dtype=bfloat16", "microbatch=2", "model.tied_head=true", GROUPS]
+    half, whole = (lfs.load_config(lfs.TrainConfig, tiny, [*settings, f"steps={steps}"]) for steps in (4, 8))
+    straight = lfs.train(whole, tmp_path / "straight")
+    begun = lfs.train(half, tmp_path / "begun")
+    resumed = lfs.train(whole, resume=RunFolder(begun.directory))
+    assert resumed.directory == begun.directory
+    assert losses(resumed.directory) == losses(straight.directory)
+    for name in ("model", "state"):
+        files = [run.directory / "checkpoints" / "step-000008" / f"{name}.safetensors" for run in (straight, resumed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses old parts of torch
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with a C++ compiler")
+def test_a_compiled_run_learns_what_a_plain_one_learns(tiny: Path, tmp_path: Path) -> None:
+    settings = ["model.kv_heads=2", "model.qk_norm=true", "microbatch=2", "eval_batches=100000"]
+    plain, compiled = (
+        lfs.train(lfs.load_config(lfs.TrainConfig, tiny, [*settings, f"compile={choice}"]), tmp_path / choice)
+        for choice in ("false", "true")
+    )
+    for kind in ("step", "evaluation"):
+        assert losses(compiled.directory, kind) == pytest.approx(losses(plain.directory, kind), rel=1e-4)
 
 
 @pytest.fixture
