@@ -52,6 +52,8 @@ def next_token_loss(hidden: Tensor, weight_VC: Tensor, targets: Tensor) -> Tenso
     Returns:
         A scalar, float32 or better.
     """
+    if not torch.is_grad_enabled():  # the head is a parameter, and would have its gradient computed in evaluations too
+        hidden, weight_VC = hidden.detach(), weight_VC.detach()
     return _NextTokenLoss.apply(hidden.flatten(0, -2), weight_VC, targets.flatten())
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from lfs_cli.model import cross_entropy, loss, next_token_loss
 
@@ -123,3 +124,14 @@ def test_under_autocast_products_are_bfloat16_and_sums_float32() -> None:
 def test_a_target_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises((IndexError, RuntimeError), match="index"):
         next_token_loss(torch.randn(2, 3), torch.randn(4, 3), torch.tensor([0, 4]))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_no_gradient_is_computed_where_none_is_wanted(mode) -> None:
+    hidden, head, targets = torch.randn(40, 8), torch.nn.Parameter(torch.randn(30, 8)), torch.randint(30, (40,))
+
+    with mode(), FlopCounterMode(display=False) as count:
+        found = next_token_loss(hidden, head, targets)
+
+    assert count.get_total_flops() == 2 * 40 * 8 * 30  # the logits and nothing more
+    assert torch.equal(found, next_token_loss(hidden, head, targets))
