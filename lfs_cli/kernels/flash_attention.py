@@ -606,8 +606,9 @@ def flash_attention_reference(
     wide = torch.promote_types(q_BTHD.dtype, torch.float32)
     k_BSHD, v_BSHD = (x.repeat_interleave(H // G, dim=2).to(wide) for x in (k_BSGD, v_BSGD))
 
-    score_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(wide), k_BSHD) * (D**-0.5 if scale is None else scale)
-    if causal:
-        later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
-        score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
-    return torch.einsum("bhts,bshd->bthd", score_BHTS.softmax(-1), v_BSHD).to(q_BTHD.dtype)
+    with torch.autocast(q_BTHD.device.type, enabled=False):
+        score_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(wide), k_BSHD) * (D**-0.5 if scale is None else scale)
+        if causal:
+            later_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHD.device).triu(S - T + 1)
+            score_BHTS = score_BHTS.masked_fill(later_TS, float("-inf"))
+        return torch.einsum("bhts,bshd->bthd", score_BHTS.softmax(-1), v_BSHD).to(q_BTHD.dtype)

@@ -71,20 +71,21 @@ class TiledAttention(torch.autograd.Function):
         ctx.causal, ctx.scale = is_causal, D**-0.5 if scale is None else scale
         o = torch.empty_like(q)
         L = torch.empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-        for rows in _tiles(T):
-            m = torch.full_like(L[..., rows], float("-inf"))
-            l = torch.zeros_like(m)  # noqa: E741  the paper's name
-            a = torch.zeros_like(q[..., rows, :], dtype=L.dtype)
-            for keys in _tiles(_keys_seen(rows, T, S, is_causal)):
-                score = _scores(q, k, rows, keys, ctx)
-                n = torch.maximum(m, score.amax(-1))
-                p = torch.exp(score - n[..., None])
-                w = torch.exp(m - n)
-                l = w * l + p.sum(-1)  # noqa: E741
-                a = w[..., None] * a + p @ v[..., keys, :].to(p.dtype)
-                m = n
-            o[..., rows, :] = (a / l[..., None]).to(o.dtype)
-            L[..., rows] = m + l.log()
+        with torch.autocast(q.device.type, enabled=False):
+            for rows in _tiles(T):
+                m = torch.full_like(L[..., rows], float("-inf"))
+                l = torch.zeros_like(m)  # noqa: E741  the paper's name
+                a = torch.zeros_like(q[..., rows, :], dtype=L.dtype)
+                for keys in _tiles(_keys_seen(rows, T, S, is_causal)):
+                    score = _scores(q, k, rows, keys, ctx)
+                    n = torch.maximum(m, score.amax(-1))
+                    p = torch.exp(score - n[..., None])
+                    w = torch.exp(m - n)
+                    l = w * l + p.sum(-1)  # noqa: E741
+                    a = w[..., None] * a + p @ v[..., keys, :].to(p.dtype)
+                    m = n
+                o[..., rows, :] = (a / l[..., None]).to(o.dtype)
+                L[..., rows] = m + l.log()
         ctx.save_for_backward(q, k, v, o, L)
         return o
 
@@ -95,15 +96,16 @@ class TiledAttention(torch.autograd.Function):
         dq, dk, dv = (torch.zeros_like(x, dtype=L.dtype) for x in (q, k, v))
         do = do.to(L.dtype)
         delta = (do * o).sum(-1)
-        for rows in _tiles(T):
-            do_rows = do[..., rows, :]
-            for keys in _tiles(_keys_seen(rows, T, S, ctx.causal)):
-                p = torch.exp(_scores(q, k, rows, keys, ctx) - L[..., rows, None])
-                dp = do_rows @ v[..., keys, :].to(p.dtype).mT
-                ds = p * (dp - delta[..., rows, None]) * ctx.scale
-                dv[..., keys, :] += p.mT @ do_rows
-                dk[..., keys, :] += ds.mT @ q[..., rows, :].to(p.dtype)
-                dq[..., rows, :] += ds @ k[..., keys, :].to(p.dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            for rows in _tiles(T):
+                do_rows = do[..., rows, :]
+                for keys in _tiles(_keys_seen(rows, T, S, ctx.causal)):
+                    p = torch.exp(_scores(q, k, rows, keys, ctx) - L[..., rows, None])
+                    dp = do_rows @ v[..., keys, :].to(p.dtype).mT
+                    ds = p * (dp - delta[..., rows, None]) * ctx.scale
+                    dv[..., keys, :] += p.mT @ do_rows
+                    dk[..., keys, :] += ds.mT @ q[..., rows, :].to(p.dtype)
+                    dq[..., rows, :] += ds @ k[..., keys, :].to(p.dtype)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 

@@ -55,6 +55,18 @@ def test_half_precision_is_accumulated_in_float32() -> None:
         torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("function", [tiled_attention, flash_attention_reference])
+def test_autocast_takes_no_digits(function: Callable) -> None:
+    q, k, v, do = torch.randn(4, 1, 70, 2, 16, generator=torch.Generator().manual_seed(0))
+
+    def mixed(*inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*inputs)
+
+    for ours, plain in zip(run(mixed, [q, k, v], do), run(function, [q, k, v], do), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_interface_of_cs336(causal: bool) -> None:
     q, k, v, do = torch.randn(4, 2, 80, 16, generator=torch.Generator().manual_seed(0))
