@@ -6,24 +6,11 @@ Everything here is data. `sample.py` explains the notation of the sentences and 
 # fmt: off
 # This is a text to read and not code: with every word on a line of its own, it would be three times as long.
 
-GIRLS = (
-    "Aisha", "Amy", "Anna", "Bella", "Clara", "Daisy", "Ella", "Emma", "Eva", "Hana", "Ivy", "Jane", "Kate", "Leah",
-    "Lily", "Lola", "Lucy", "Maya", "Mei", "Mia", "Molly", "Nina", "Nora", "Priya", "Rosie", "Ruby", "Sara", "Sophie",
-    "Tina", "Zoe",
-)
-BOYS = (
-    "Adam", "Ben", "Billy", "Charlie", "Dan", "Eli", "Finn", "Henry", "Hugo", "Jack", "Jake", "Joe", "Kenji", "Leo",
-    "Luke", "Max", "Milo", "Nick", "Noah", "Omar", "Oscar", "Owen", "Peter", "Ravi", "Sam", "Theo", "Tim", "Toby",
-    "Tom", "Will",
-)
-ANIMAL_GIRLS = (
-    "Coco", "Dot", "Fern", "Fifi", "Ginger", "Hazel", "Honey", "Kiki", "Lulu", "Maple", "Minnie", "Olive", "Pearl",
-    "Penny", "Poppy", "Tilly", "Willow",
-)
-ANIMAL_BOYS = (
-    "Benny", "Biscuit", "Bruno", "Buddy", "Chip", "Duke", "Freddy", "Hop", "Louie", "Monty", "Bounce", "Otto", "Pip",
-    "Rusty", "Scout", "Teddy",
-)
+# Few enough names that a small model meets each of them often, and learns to keep to one within a story.
+GIRLS = ("Anna", "Bella", "Ella", "Hana", "Lily", "Lola", "Lucy", "Maya", "Mia", "Nina", "Rosie", "Sara")
+BOYS = ("Ben", "Billy", "Finn", "Jack", "Kenji", "Leo", "Max", "Omar", "Peter", "Sam", "Tim", "Tom")
+ANIMAL_GIRLS = ("Coco", "Dot", "Hazel", "Honey", "Lulu", "Penny", "Poppy", "Tilly")
+ANIMAL_BOYS = ("Biscuit", "Bruno", "Buddy", "Chip", "Monty", "Otto", "Pip", "Teddy")
 
 CHILD_LOOKS = ("little", "little", "little", "young", "small", "kind", "happy", "cheerful", "clever", "quiet", "funny")
 ANIMAL_KINDS = {

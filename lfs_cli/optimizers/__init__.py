@@ -4,6 +4,7 @@ from lfs_cli.optimizers.adamw import AdamW
 from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
 from lfs_cli.optimizers.clip import clip_gradients
 from lfs_cli.optimizers.groups import build_optimizers
+from lfs_cli.optimizers.muon import Muon
 from lfs_cli.optimizers.schedules import SCHEDULES, cosine_schedule
 from lfs_cli.optimizers.sgd import SGD
 
@@ -13,6 +14,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "Group",
+    "Muon",
     "Optimizer",
     "Params",
     "State",

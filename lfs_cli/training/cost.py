@@ -113,7 +113,7 @@ def estimate(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> C
     )
 
 
-_STATE_FLOATS = {"adamw": 2, "sgd": 1}
+_STATE_FLOATS = {"adamw": 2, "muon": 1, "sgd": 1}
 """Floats that an optimizer keeps for each weight."""
 
 

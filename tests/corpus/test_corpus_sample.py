@@ -182,7 +182,7 @@ def test_the_stories_are_varied(many: list[str]) -> None:
     assert len(PLOTS) >= 20
     assert 1_000 < len({word.lower() for word in words}) < 2_000  # what a child of four knows
     assert len(fives) / len(words) > 0.3
-    assert len(set(sentences)) > 40_000
+    assert len(set(sentences)) > 38_000
     assert len(gzip.compress(text.encode())) / len(text) > 0.25
 
 
