@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 TILE = 64  # queries and keys at a time
 
@@ -90,6 +91,7 @@ class TiledAttention(torch.autograd.Function):
         return o
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, L = ctx.saved_tensors
         T, S = q.shape[-2], k.shape[-2]

@@ -9,7 +9,8 @@ h G / H. The last query sits at the last key, so T < S means that the first S - 
                     1 1 1 1 1
 
 `reference` is the definition, `standard` the same in the input's own type with all B x H x T x S scores in memory,
-`flash` a kernel that never stores them. `auto` is a choice between the last two, made by `resolve_attention`.
+`flash` a kernel that never stores them: both are differentiable once. `auto` is a choice between these two, made by
+`resolve_attention`.
 
 Sources: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), eq. 1.
          Ainslie et al., "GQA", 2023 (arXiv:2305.13245), for key/value heads that query heads share.
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lfs_cli.errors import DeviceError
 from lfs_cli.kernels import flash_attention as flash
@@ -93,6 +95,8 @@ class _StandardAttention(torch.autograd.Function):
         return o_NTD
 
     @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (do_NTD,), (q_NTD, k_NSD, v_NSD, p_NTS, o_NTD) = gradients, ctx.saved_tensors
         with torch.autocast(q_NTD.device.type, enabled=False):

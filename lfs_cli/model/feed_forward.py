@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lfs_cli.model.layers import Linear
 from lfs_cli.registry import Registry
@@ -27,7 +28,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 class _SiLU(torch.autograd.Function):
-    """SiLU that keeps only its input: with s = sigmoid(x), dx = dy s (1 + x (1 - s))."""
+    """SiLU that keeps only its input: with s = sigmoid(x), dx = dy s (1 + x (1 - s)). Differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -35,6 +36,8 @@ class _SiLU(torch.autograd.Function):
         return x.sigmoid().mul_(x)
 
     @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (dy,), (x,) = gradients, ctx.saved_tensors
         s = x.sigmoid()

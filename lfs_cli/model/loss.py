@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK_NUMBERS = {"cpu": 2**19, "cuda": 2**26, "mps": 2**24}
 """Logits held at once: 2 MB that stay in a CPU's cache; on a GPU 256 MB, enough rows for full speed."""
@@ -94,6 +95,8 @@ class _NextTokenLoss(torch.autograd.Function):
         return loss / R
 
     @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         dh_RC, dweight_VC = ctx.saved_tensors
         (dloss,) = gradients

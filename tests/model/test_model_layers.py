@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lfs_cli.model import FEED_FORWARDS, NORMS, Embedding, Linear, ReLU2, RMSNorm, SiLU, SwiGLU, silu, softmax
+from lfs_cli.model import (
+    ATTENTION,
+    FEED_FORWARDS,
+    NORMS,
+    Embedding,
+    Linear,
+    ReLU2,
+    RMSNorm,
+    SiLU,
+    SwiGLU,
+    next_token_loss,
+    silu,
+    softmax,
+)
 
 leading = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 few = settings(max_examples=15, deadline=None)
@@ -161,3 +174,20 @@ def test_every_feed_forward_treats_each_position_alone(name) -> None:
     alone = torch.stack([layer(x[:, position]) for position in range(5)], 1)
 
     torch.testing.assert_close(layer(x), alone)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        silu,
+        lambda x: next_token_loss(x, x[:4], torch.arange(5) % 4),
+        lambda x: ATTENTION.get("standard")(*[x.view(1, 5, 2, 3)] * 3),
+    ],
+    ids=["silu", "loss", "standard attention"],
+)
+def test_what_is_differentiable_once_is_not_wrong_twice(function) -> None:
+    x = torch.randn(5, 6, requires_grad=True)
+    (dx,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.square().sum().backward()
