@@ -1,4 +1,4 @@
-"""Muon against its definition: the step is the orthogonal matrix nearest to the momentum, within the iterations' error."""
+"""Muon against its definition: the step is the orthogonal matrix nearest to the momentum, as far as it goes."""
 
 import pytest
 import torch
