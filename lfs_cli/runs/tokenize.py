@@ -12,6 +12,7 @@ size and its time of change are.
 """
 
 import json
+import os
 import re
 import sys
 import time
@@ -106,6 +107,8 @@ def tokenize(config: TokenizeConfig, data: DataFolder, observer: Observer | None
     dataset = config.dataset or _newest_dataset(data)
     texts = _texts(data, dataset)
     given = Tokenizer.load(config.tokenizer) if config.tokenizer is not None else None
+    workers = min(config.workers, 4 * (os.cpu_count() or 1))  # each holds its own part of the text
+    config = config.model_copy(update={"workers": workers})
     stages: list[Stage] = []
     try:
         if given is None:

@@ -5,6 +5,7 @@ the seed and the step alone, so a run that was stopped goes on from its last che
 seen. What is under way on the device is read one step later (`_Recorder`), so the loop never waits for it.
 """
 
+import os
 import shutil
 import signal
 import time
@@ -119,6 +120,7 @@ def train(
     data = data or DataFolder.here()
     observer = observer or Observer()
     device, dtype, attention, reason = _resolve(config)
+    _check_room(estimate(config, device, dtype), device, resume.path if resume else Path(out or data.runs))
 
     prepared = prepare(config, data, observer)
     tokenizer = Tokenizer.load(prepared.tokenizer)
@@ -329,6 +331,32 @@ def _resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
     return device, dtype, *resolve_attention(config.model.attention, device.type, dtype, config.model.head_dim)
 
 
+def _check_room(cost: Cost, device: torch.device, folder: Path) -> None:
+    """Raise an error when the weights cannot fit the memory of the device, or a checkpoint the disk."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _machine_bytes()
+    if total and cost.weight_bytes > total:
+        raise DeviceError(
+            f"weights, gradients and optimizer need {cost.weight_bytes / 2**30:,.1f} GiB of memory, and there are "
+            f"{total / 2**30:,.1f}",
+            hint="make the model smaller, such as with `--set model.width=512`; `--dry-run` shows what it needs",
+        )
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+    if cost.weight_bytes > free:
+        raise CheckpointError(
+            f"a checkpoint in {folder} needs about {cost.weight_bytes / 1e6:,.1f} MB, "
+            f"and {free / 1e6:,.1f} MB are free",
+            hint="free some space, or name a folder on a larger disk with `--out`",
+        )
+
+
+def _machine_bytes() -> int:
+    """Return the memory of this machine in bytes, 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows, among others
+        return 0
+
+
 def _check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Raise ConfigError when the tokenizer has ids that the model lacks, or the sample's prompt is too long."""
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -462,8 +490,11 @@ def _explained_memory(config: TrainConfig, device: torch.device) -> Iterator[Non
     """Turn the allocator's refusal into an error that names the setting to change."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (
+        RuntimeError,
+        MemoryError,
+    ) as error:  # the first has torch.OutOfMemoryError, and what the CPU's allocator says
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
             raise
         used = ""
         if device.type == "cuda":
