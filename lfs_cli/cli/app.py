@@ -35,6 +35,7 @@ _DISK = {
     errno.EACCES: "check the permissions, or set `LFS_DATA` to a folder that you can read and write",
     errno.EPERM: "check the permissions, or set `LFS_DATA` to a folder that you can read and write",
     errno.EROFS: "set `LFS_DATA` to a folder that you can write",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "move that file away, or set `LFS_DATA` to another folder",
 }
 """What the user can do where the system refuses, if no room has said it better."""

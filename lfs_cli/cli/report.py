@@ -30,7 +30,7 @@ COLUMNS = (
 
 def command(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs to compare; none shows all, best first.")
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to compare; none shows all, best first.")
     ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,

@@ -32,11 +32,13 @@ COLUMNS = (
 
 def command(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help=f"JSON config, like `--config`; by default {DEFAULT}.")
+        Path | None, typer.Argument(metavar="CONFIG", help=f"JSON config, like `--config`; by default {DEFAULT}.")
     ] = None,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder that receives the run; by default data/runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder that receives the run; by default data/runs.")
+    ] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run (`last` for the newest); CONFIG is not read.")
     ] = None,

@@ -411,11 +411,11 @@ CASES = {
         "generate --prompt Once --set checkpoint=step-000002",
     ),
     "prompt longer than the context": Case(
-        "generate --prompt Oncewasacatwasacat",
+        "generate --prompt 012345678901234567",
         2,
         "has 18 tokens, and the model reads at most 16",
         "shorten it by 2 tokens: leave out about 2 of its characters",
-        "generate --prompt Oncewasacatwasac",
+        "generate --prompt 0123456789012345",
     ),
     "sample prompt longer than the context": Case(
         "train tiny.json --set sample_prompt=Once-upon-a-time-there-was",
