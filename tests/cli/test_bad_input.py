@@ -4,11 +4,12 @@ Whatever is refused leaves the folder as it was, byte for byte.
 """
 
 import json
+import random
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -467,3 +468,83 @@ def test_what_is_wrong_is_said_and_the_hint_works(case: str, home: Path) -> None
     subprocess.run(spelled_out(mistake.shell), shell=True, check=True)
     cured = lfs(*shlex.split(spelled_out(mistake.cure or mistake.line).replace(" NAME", f" {the_run().name}")))
     assert cured.exit_code == 0, cured.stderr
+
+
+def test_a_truncated_shard_is_found_and_made_again(home: Path) -> None:
+    whole = Path(SHARD).read_bytes()
+    Path(SHARD).write_bytes(whole[:-3])
+    result = lfs("train", "tiny.json")
+    assert result.exit_code == 0, result.stderr
+    assert "encoding data/raw/sample/train.txt" in result.stderr
+    assert Path(SHARD).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"One line.\r\nAnother one.\r\n" * 200, b"\xef\xbb\xbfcaf\xe9, not UTF-8. " * 200, b"qwertyuiop" * 30_000],
+    ids=["CRLF", "invalid UTF-8", "one long line without spaces"],
+)
+def test_an_odd_text_is_kept_as_it_is_and_trained_on(text: bytes, home: Path) -> None:
+    Path("odd.txt").write_bytes(text)
+    assert lfs("download", "--from", "odd.txt", "--name", "odd", "--valid-share", "0.2").exit_code == 0
+    settings = ["data.dataset=odd", "model.vocab_size=260", "model.context_length=8"]
+    result = lfs("train", "tiny.json", *(word for setting in settings for word in ("--set", setting)))
+    assert result.exit_code == 0, result.stderr
+    folder = Path("data/raw/odd")
+    assert (folder / "train.txt").read_bytes() + (folder / "valid.txt").read_bytes() == text
+
+
+@pytest.mark.slow
+def test_a_line_of_50_megabytes_without_spaces(home: Path) -> None:
+    letters = b"abcdefghijklmnop"
+    line = bytes(letters[byte & 15] for byte in random.Random(0).randbytes(50_000)) * 1_000
+    put_dataset("line", line, line[:100_000])
+    result = lfs("tokenize", "line", "--vocab", "280", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["rows"][1]["bytes"] == 50_000_000
+    assert report["peak_bytes"] < 6e9
+
+
+@pytest.fixture
+def disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 2 MB that holds the data folder."""
+    place = home.parent / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        shutil.copytree("data", place / "data")
+        monkeypatch.setenv("LFS_DATA", str(place / "data"))
+        yield place
+    finally:
+        monkeypatch.undo()
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("download sample --size 70kB", "needs 140 kB and"),
+        ("tokenize sample --vocab 310", "No space left"),
+        ("train tiny.json", "a checkpoint in "),
+        ("train tiny.json --resume last --set steps=3", "a checkpoint in "),
+        ("report", "No space left"),
+    ],
+)
+def test_a_full_disk_loses_nothing(line: str, error: str, disk: Path) -> None:
+    filler = disk / "filler"
+    before = files(disk)
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free))
+    result = lfs(*shlex.split(line))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert error in result.stderr
+    assert "\n\nhint: " in result.stderr
+    filler.unlink()
+    after = files(disk)
+    assert {name: after.get(name) for name in before} == before
+    assert not [name for name in after if name.endswith((".tmp", ".draft", ".part"))]
+    assert lfs(*shlex.split(line)).exit_code == 0
