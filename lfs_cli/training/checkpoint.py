@@ -67,10 +67,13 @@ def write_checkpoint(
             folder.rename(replaced)
         temporary.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, CheckpointError) as error:
+    except CheckpointError:  # a file of weights says so itself
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"cannot save the checkpoint {folder}: {error}",
+            f"cannot write the checkpoint {folder}: {error.strerror or error}",
             hint="free some space or choose another folder with `--out`; earlier checkpoints are whole",
         ) from None
 
