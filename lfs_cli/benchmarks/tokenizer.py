@@ -72,11 +72,13 @@ def _bench_learning(texts: list[_Text], vocab_size: int, bench: Bench) -> list[R
 
 
 def _bench_encoding(texts: list[_Text], tokenizer: Tokenizer, saved: Path, bench: Bench) -> list[Row]:
-    def encode(path: Path) -> list[Any]:
-        return list(tokenizer.encode_file(path))
-
-    ours = [Candidate(text.name, lambda text=text: encode(text.path)) for text in texts]
-    ids = [int(id) for array in encode(texts[0].path) for id in array]
+    # one tokenizer a text: where the compiled loops are ready, they would encode the slice as well
+    own = [Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens) for _ in texts]
+    ours = [
+        Candidate(text.name, lambda text=text, mine=mine: list(mine.encode_file(text.path)))
+        for text, mine in zip(texts, own, strict=True)
+    ]
+    ids = [int(id) for array in own[0].encode_file(texts[0].path) for id in array]
     documents = texts[0].documents
     encoders = {"tiktoken": _tiktoken_encoder, "tokenizers": _tokenizers_encoder}
     theirs = []

@@ -23,6 +23,7 @@ from typing import Any
 
 from lfs_cli.config import TokenizeConfig
 from lfs_cli.corpus.shards import Tokens, refuse_foreign, write_shards
+from lfs_cli.corpus.sources import DATASETS
 from lfs_cli.corpus.text import Inspector
 from lfs_cli.errors import DataError, did_you_mean
 from lfs_cli.runs.folder import DataFolder
@@ -175,6 +176,8 @@ def _texts(data: DataFolder, dataset: str) -> dict[str, Path]:
     if not folder.is_dir():
         others = [path.name for path in data.root.glob("raw/*") if path.is_dir()]
         hint = f"run `lfs download {dataset}`"
+        if dataset not in DATASETS:
+            hint = f"bring it: `lfs download --from FILE --name {dataset}`"
         if others and did_you_mean(dataset, others).startswith("did you mean"):
             hint = did_you_mean(dataset, others)
         raise DataError(f"no dataset `{dataset}` in `{data.root / 'raw'}`", hint=hint)
