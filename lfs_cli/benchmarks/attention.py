@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lfs_cli.benchmarks.measure import BENCHMARKS, Bench, Candidate, Row
+from lfs_cli.benchmarks.measure import (
+    BENCHMARKS,
+    Bench,
+    Candidate,
+    Measurement,
+    Row,
+    is_out_of_memory,
+    memory_refusal,
+)
 from lfs_cli.config import AttentionBench, BenchConfig
 from lfs_cli.kernels.flash_attention import unavailable_reason
 from lfs_cli.model import ATTENTION, Attend
@@ -47,13 +55,23 @@ def bench_attention(settings: BenchConfig, bench: Bench) -> list[Row]:
 
 
 def _bench_length(asked: AttentionBench, length: int, seed: int, bench: Bench) -> list[Row]:
-    inputs = _Inputs.draw(asked, length, seed, bench)
-    cases = {name: _Case(name, inputs, causal=asked.causal) for name in asked.backends}
-    baseline = BASELINE if BASELINE in cases else asked.backends[0]
-    measured = {
-        kind: bench.measure(f"attention T={length:,} {kind}", [case.candidate(kind, bench) for case in cases.values()])
-        for kind in PASSES
-    }
+    baseline = BASELINE if BASELINE in asked.backends else asked.backends[0]
+    cases: dict[str, _Case] = {}
+    try:
+        inputs = _Inputs.draw(asked, length, seed, bench)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        refused = Measurement(status="out of memory", note="queries, keys and values alone do not fit")
+        measured = {kind: dict.fromkeys(asked.backends, refused) for kind in PASSES}
+    else:
+        cases = {name: _Case(name, inputs, causal=asked.causal) for name in asked.backends}
+        measured = {
+            kind: bench.measure(
+                f"attention T={length:,} {kind}", [case.candidate(kind, bench) for case in cases.values()]
+            )
+            for kind in PASSES
+        }
     flops = 4 * asked.batch * asked.heads * length**2 * asked.head_dim / (2 if asked.causal else 1)
     rows = []
     for kind, results in measured.items():
@@ -89,7 +107,12 @@ class _Inputs:
 
     @classmethod
     def draw(cls, asked: AttentionBench, length: int, seed: int, bench: Bench) -> "_Inputs":
+        """Raises MemoryError where the tensors would not fit in the memory of a CPU, which else swaps or kills."""
         generator = torch.Generator(bench.device).manual_seed(seed)
+        numbers = 2 * asked.batch * length * (asked.heads + asked.kv_heads) * asked.head_dim
+        refusal = memory_refusal(numbers * bench.dtype.itemsize, bench.device)
+        if refusal is not None:
+            raise MemoryError(refusal)
 
         def draw(heads: int) -> Tensor:
             shape = (asked.batch, length, heads, asked.head_dim)

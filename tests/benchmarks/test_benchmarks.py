@@ -71,10 +71,18 @@ def test_attention_without_a_mask_counts_all_products() -> None:
 
 
 def test_attention_too_large_for_this_machine_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 20_000)
     rows = {(row["pass"], row["backend"]): row for row in rows_of("attention")}
     assert rows["both", "standard"]["status"] == "out of memory"
     assert rows["both", "torch"]["status"] == "ok"
+
+
+def test_attention_whose_inputs_do_not_fit_is_rows_too() -> None:
+    rows = rows_of("attention", "attention.seq=[24, 1000000000000]")
+    assert {row["status"] for row in rows if row["seq"] == 24 and row["backend"] == "torch"} == {"ok"}
+    refused = [row for row in rows if row["seq"] > 24]
+    assert {row["status"] for row in refused} == {"out of memory"}
+    assert len(refused) == len(rows) / 2
 
 
 def test_attention_that_runs_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
