@@ -1,7 +1,10 @@
 """Operations written for the GPU in Triton, each in a file of its own, as differentiable functions of tensors.
 
-    flash_attention.py   attention without the T x S scores, in Triton
-    tiled_attention.py   the same algorithm in plain PyTorch, to be read first
+    tiled_attention.py       FlashAttention-2 in plain PyTorch, to be read first
+    reference_attention.py   what attention is, mask by mask: the judge
+    triton_attention.py      attention without the T x S scores, for every NVIDIA GPU since 8.0
+    hopper_attention.py      the same for Hopper GPUs alone, faster
+    flash_attention.py       the function to call: takes the best of them that can run
 
 Import from the file, `from lfs_cli.kernels.flash_attention import flash_attention`: a function re-exported here would
 hide the module of the same name. Every file imports on a machine without Triton or a GPU.

@@ -1,4 +1,4 @@
-"""FlashAttention-2 in plain PyTorch: the algorithm of `flash_attention.py`, to be read first, on any device.
+"""FlashAttention-2 in plain PyTorch: the algorithm of `triton_attention.py`, to be read first, on any device.
 
 Softmax needs the largest score of a row and the sum of all its exponentials before it can weigh a single value. The
 trick: take the keys a tile at a time, keep the largest score and the sum *so far*, and whenever a larger score turns
@@ -74,18 +74,19 @@ class TiledAttention(torch.autograd.Function):
         L = torch.empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
         with torch.autocast(q.device.type, enabled=False):
             for rows in _tiles(T):
+                q_i = _read(q, rows)
                 m = torch.full_like(L[..., rows], float("-inf"))
                 l = torch.zeros_like(m)  # noqa: E741  the paper's name
-                a = torch.zeros_like(q[..., rows, :], dtype=L.dtype)
+                a = torch.zeros_like(q_i)
                 for keys in _tiles(_keys_seen(rows, T, S, is_causal)):
-                    score = _scores(q, k, rows, keys, ctx)
+                    score = _masked(ctx.scale * q_i @ _read(k, keys).mT, rows, keys, T, S, is_causal)
                     n = torch.maximum(m, score.amax(-1))
                     p = torch.exp(score - n[..., None])
                     w = torch.exp(m - n)
                     l = w * l + p.sum(-1)  # noqa: E741
-                    a = w[..., None] * a + p @ v[..., keys, :].to(p.dtype)
+                    a = w[..., None] * a + p @ _read(v, keys)
                     m = n
-                o[..., rows, :] = (a / l[..., None]).to(o.dtype)
+                o[..., rows, :] = a / l[..., None]
                 L[..., rows] = m + l.log()
         ctx.save_for_backward(q, k, v, o, L)
         return o
@@ -96,18 +97,18 @@ class TiledAttention(torch.autograd.Function):
         q, k, v, o, L = ctx.saved_tensors
         T, S = q.shape[-2], k.shape[-2]
         dq, dk, dv = (torch.zeros_like(x, dtype=L.dtype) for x in (q, k, v))
-        do = do.to(L.dtype)
-        delta = (do * o).sum(-1)
         with torch.autocast(q.device.type, enabled=False):
             for rows in _tiles(T):
-                do_rows = do[..., rows, :]
+                q_i, do_i = _read(q, rows), _read(do, rows)
+                delta = (do_i * _read(o, rows)).sum(-1)
                 for keys in _tiles(_keys_seen(rows, T, S, ctx.causal)):
-                    p = torch.exp(_scores(q, k, rows, keys, ctx) - L[..., rows, None])
-                    dp = do_rows @ v[..., keys, :].to(p.dtype).mT
-                    ds = p * (dp - delta[..., rows, None]) * ctx.scale
-                    dv[..., keys, :] += p.mT @ do_rows
-                    dk[..., keys, :] += ds.mT @ q[..., rows, :].to(p.dtype)
-                    dq[..., rows, :] += ds @ k[..., keys, :].to(p.dtype)
+                    k_j, v_j = _read(k, keys), _read(v, keys)
+                    score = _masked(ctx.scale * q_i @ k_j.mT, rows, keys, T, S, ctx.causal)
+                    p = torch.exp(score - L[..., rows, None])
+                    ds = p * (do_i @ v_j.mT - delta[..., None])
+                    dv[..., keys, :] += p.mT @ do_i
+                    dq[..., rows, :] += ctx.scale * ds @ k_j
+                    dk[..., keys, :] += ctx.scale * ds.mT @ q_i
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
@@ -117,17 +118,20 @@ def _tiles(length: int) -> Iterator[slice]:
         yield slice(start, min(start + TILE, length))
 
 
+def _read(x: Tensor, positions: slice) -> Tensor:
+    """One tile, in float32 or wider: what a GPU brings from its large memory into its fast one."""
+    return x[..., positions, :].to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _keys_seen(rows: slice, T: int, S: int, causal: bool) -> int:
     """How many keys the last of these queries sees; the tiles after that are skipped."""
     return rows.stop + S - T if causal else S
 
 
-def _scores(q: Tensor, k: Tensor, rows: slice, keys: slice, ctx: Any) -> Tensor:
-    """One tile of scaled scores, -inf where query t may not see key s."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    score = q[..., rows, :].to(wide) @ k[..., keys, :].to(wide).mT * ctx.scale
-    if ctx.causal:
-        t = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
-        s = torch.arange(keys.start, keys.stop, device=q.device)
-        score = score.masked_fill(s > t + k.shape[-2] - q.shape[-2], float("-inf"))
-    return score
+def _masked(score: Tensor, rows: slice, keys: slice, T: int, S: int, causal: bool) -> Tensor:
+    """Put -inf where query t may not see key s."""
+    if not causal:
+        return score
+    t = torch.arange(rows.start, rows.stop, device=score.device)[:, None]
+    s = torch.arange(keys.start, keys.stop, device=score.device)
+    return score.masked_fill(s > t + S - T, float("-inf"))

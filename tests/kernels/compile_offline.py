@@ -1,6 +1,8 @@
 """Compile the Flash Attention kernels for a GPU that is not there, and print what ptxas says of each, as JSON lines.
 
-    python compile_offline.py 90 bf16 64 128        compute capability 9.0, bfloat16, head dimensions 64 and 128
+    python compile_offline.py 90 bf16 training,ragged 64 128
+
+compiles for compute capability 9.0 and bfloat16 two of `VARIANTS`, or `all`, at head dimensions 64 and 128.
 
 Runs in a process of its own: in that of the tests, Triton interprets.
 """
@@ -16,14 +18,28 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import lfs_cli.kernels.flash_attention as flash
+import lfs_cli.kernels.triton_attention as kernels
 
-KERNELS = {"forward": flash._forward, "dq": flash._backward_dq, "dkdv": flash._backward_dkdv}
-VARIANTS = [  # as in training; and all that can differ from it at once
-    {"CAUSAL": True, "RAGGED": False, "GROUP": 1},
-    {"CAUSAL": True, "RAGGED": True, "GROUP": 4},
-    {"CAUSAL": False, "RAGGED": True, "GROUP": 1},
-]
+KERNELS = {"forward": kernels._forward, "dq": kernels._backward_dq, "dkdv": kernels._backward_dkdv}
+NOTHING_MORE = {"window": None, "softcap": None, "starts_ptr": None, "ends_ptr": None}
+ALL_ELSE = {"CAUSAL": True, "RAGGED": True, "GROUP": 4}
+VARIANTS: dict[str, dict[str, Any]] = {  # what is a constant; what is not named here is passed
+    "training": {"CAUSAL": True, "RAGGED": False, "GROUP": 1, **NOTHING_MORE},
+    "ragged": {**ALL_ELSE, **NOTHING_MORE},
+    "not causal": {"CAUSAL": False, "RAGGED": True, "GROUP": 1, **NOTHING_MORE},
+    "window": {**ALL_ELSE, "softcap": None, "starts_ptr": None, "ends_ptr": None},
+    "softcap": {**ALL_ELSE, "window": None, "starts_ptr": None, "ends_ptr": None},
+    "documents": {**ALL_ELSE, "window": None, "softcap": None},
+    "everything": ALL_ELSE,
+}
+TYPES = {
+    "L_ptr": "*fp32",
+    "delta_ptr": "*fp32",
+    "starts_ptr": "*i32",
+    "ends_ptr": "*i32",
+    "scale": "fp32",
+    "softcap": "fp32",
+}
 
 
 def source(kernel: Any, pointer: str, constants: dict[str, Any]) -> ASTSource:
@@ -34,28 +50,30 @@ def source(kernel: Any, pointer: str, constants: dict[str, Any]) -> ASTSource:
         if name in constants:
             signature[name], values[i,] = "constexpr", constants[name]
         elif name.endswith("_ptr"):
-            signature[name] = "*fp32" if name in ("L_ptr", "delta_ptr") else pointer
+            signature[name] = TYPES.get(name, pointer)
             hints[i,] = divisible
         elif name.endswith("_strides"):
             signature[name] = ("i32", "i32", "i32")
             hints.update({(i, j): divisible for j in range(3)})
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
-            if name != "scale" and not constants["RAGGED"]:
+            signature[name] = TYPES.get(name, "i32")
+            if name in ("T", "S") and not constants["RAGGED"]:
                 hints[i,] = divisible
     return ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=hints)
 
 
-def report(capability: int, dtype: str, name: str, head_dim: int, variant: dict[str, Any]) -> dict[str, Any]:
+def report(capability: int, dtype: str, name: str, head_dim: int, variant: str) -> dict[str, Any]:
     """Compile one kernel with its tile of the table."""
-    tile = flash.TILES[name, 4 if dtype == "fp32" else 2, max(32, flash._padded(head_dim))][capability // 10 == 9]
+    has_more = not {"softcap", "starts_ptr"} <= set(VARIANTS[variant])
+    element_size, is_hopper = 4 if dtype == "fp32" else 2, capability // 10 == 9
+    tile = kernels.tile_for(name, element_size, head_dim, is_hopper=is_hopper, has_more=has_more)
     constants = {
         "H": 8,
         "D": head_dim,
-        "BLOCK_D": flash._padded(head_dim),
+        "BLOCK_D": kernels._padded(head_dim),
         "BLOCK_T": tile.block_t,
         "BLOCK_S": tile.block_s,
-        **variant,
+        **VARIANTS[variant],
     }
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
@@ -77,11 +95,10 @@ def report(capability: int, dtype: str, name: str, head_dim: int, variant: dict[
 def main() -> None:
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True  # what comes out of the cache has no log
-    capability, dtype, *head_dims = sys.argv[1:]
-    variants = VARIANTS if len(head_dims) > 1 else VARIANTS[:1]
+    capability, dtype, variants, *head_dims = sys.argv[1:]
     for head_dim in head_dims:
         for name in KERNELS:
-            for variant in variants:
+            for variant in variants.split(",") if variants != "all" else VARIANTS:
                 print(json.dumps(report(int(capability), dtype, name, int(head_dim), variant)), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to run with the NumPy of today."""
+"""Triton's interpreter, made to run with the NumPy of today and to check itself on little."""
 
 import os
 from importlib import import_module
@@ -22,3 +22,9 @@ def _interpreter_reads_one_element_arrays(monkeypatch: pytest.MonkeyPatch) -> No
         tensor.__index__ = lambda self: self.handle.data.item()
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_and_squeeze)
+
+
+@pytest.fixture(autouse=True)
+def _self_checks_are_small_where_kernels_are_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        monkeypatch.setattr(import_module("lfs_cli.kernels.flash_attention"), "CHECKED_LENGTH", 16)

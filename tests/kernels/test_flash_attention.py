@@ -1,350 +1,475 @@
-"""The Triton kernel against its reference: on a GPU where there is one, else in Triton's interpreter.
+"""The public functions, whatever computes them; and the choice of what does, with kernels that are made up.
 
-The interpreter has to be chosen before Triton is imported, and other tests want Triton as it is. So without a GPU these
-tests run in a process of their own, started by `test_kernels_without_a_gpu.py`, or by hand:
-
-    TRITON_INTERPRET=1 pytest tests/kernels
+What is said of every implementation is tested with the definition here, and with the portable kernel too where it can
+run: on a GPU, or in the process with Triton's interpreter that `test_kernels_without_a_gpu.py` starts.
 """
 
-import os
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from close import assert_as_accurate
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from attention_cases import draw, run
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import lfs_cli.kernels.flash_attention as module
-from lfs_cli.kernels.flash_attention import (
-    TILES,
-    FlashAttention,
-    Tile,
-    flash_attention,
-    flash_attention_reference,
-    unavailable_reason,
-)
+from lfs_cli.kernels import hopper_attention, triton_attention
+from lfs_cli.kernels import reference_attention as reference
+from lfs_cli.kernels.flash_attention import FlashAttention, choose, flash_attention, flash_attention_packed
+from lfs_cli.kernels.reference_attention import document_spans, reference_attention, visible
+from lfs_cli.training.randomness import fixed_order
 
-pytest.importorskip("triton")
-if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_kernels_without_a_gpu.py in a process of its own", allow_module_level=True)
+SHAPE = (2, 21, 21, 4, 2, 16)  # B, T, S, H, G, D
 
-DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
-SHAPES = [  # B, T, S, H, G, D, causal
-    (1, 2, 2, 1, 1, 16, True),
-    (2, 64, 64, 1, 1, 32, True),  # whole tiles
-    (1, 64, 65, 1, 1, 16, True),  # the last key is alone in its tile
-    (1, 71, 71, 3, 1, 24, True),  # a prime, one key head for all, a head dimension that is padded
-    (1, 1, 77, 4, 2, 16, True),  # decoding: one query on a cache
-    (2, 5, 36, 2, 1, 16, True),  # a few queries on a cache
-    (1, 33, 97, 1, 1, 80, True),
-    (1, 50, 50, 2, 1, 16, False),
-    (2, 67, 13, 2, 2, 16, False),  # more queries than keys
-    (1, 40, 72, 1, 1, 128, False),
+
+@pytest.fixture(params=["reference", "triton"])
+def attend(request: pytest.FixtureRequest, device: str) -> Callable[..., Tensor]:
+    if request.param == "triton" and triton_attention.unavailable_for(torch.device(device), torch.float32, 16):
+        pytest.skip("the portable kernel cannot run in this process")
+    return partial(flash_attention, implementation=request.param)
+
+
+@pytest.fixture
+def attend_packed(attend: partial) -> Callable[..., Tensor]:
+    return partial(flash_attention_packed, **attend.keywords)
+
+
+def assert_same(ours: list[Tensor], expected: list[Tensor], **tolerance: float) -> None:
+    for mine, right in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, right, **(tolerance or {"rtol": 1e-4, "atol": 1e-5}))
+
+
+OPTIONS = [
+    {},
+    {"causal": False, "scale": 0.3},
+    {"window": 5, "softcap": 2.0},
+    {"documents": (0, 9, 21, 30)},
+    {"documents": (3, 9, 30), "window": 4, "softcap": 3.0, "causal": False},
 ]
 
 
-def draw(shape: tuple, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[list[Tensor], Tensor]:
-    """Queries, keys and values for B, T, S, H, G, D, and the gradient of the output."""
-    B, T, S, H, G, D = shape[:6]
-    generator = torch.Generator().manual_seed(seed)
-    sizes = (B, T, H, D), (B, S, G, D), (B, S, G, D), (B, T, H, D)
-    *inputs, do = (torch.randn(size, generator=generator).to(device, dtype) for size in sizes)
-    return inputs, do
+@pytest.mark.parametrize("how", OPTIONS, ids=str)
+def test_every_option_means_what_the_definition_says(attend: Callable, how: dict, device: str, poisoned: None) -> None:
+    inputs, do = draw(SHAPE, torch.float32, device)
+    how = {name: torch.tensor(x, device=device) if name == "documents" else x for name, x in how.items()}
+    assert_same(run(attend, inputs, do, **how), run(reference_attention, inputs, do, **how))
 
 
-def run(function: Callable, inputs: list[Tensor], do: Tensor, dtype: torch.dtype | None = None, **how) -> list[Tensor]:
-    """The output and the three gradients."""
-    leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-    o = function(*leaves, **how)
-    return [o.detach(), *torch.autograd.grad(o, leaves, do.to(o.dtype))]
+@pytest.mark.parametrize("how", OPTIONS[:3], ids=str)
+@pytest.mark.parametrize("kv_heads", [None, 2])
+def test_packed_heads_give_the_same_bits_and_one_gradient(
+    attend: Callable, attend_packed: Callable, kv_heads: int | None, how: dict, device: str, poisoned: None
+) -> None:
+    (q, k, v), do = draw((2, 21, 21, 4, kv_heads or 4, 16), torch.float32, device)
+    qkv = torch.stack([q, k, v], dim=2) if kv_heads is None else torch.cat([q, k, v], dim=2)
+    o = attend_packed(qkv.requires_grad_(), kv_heads=kv_heads, **how)
+    (dqkv,) = torch.autograd.grad(o, qkv, do)
+    o_alone, *gradients = run(attend, [q, k, v], do, **how)
+    expected = torch.stack(gradients, dim=2) if kv_heads is None else torch.cat(gradients, dim=2)
+    assert dqkv.is_contiguous()
+    assert_same([o, dqkv], [o_alone, expected], rtol=0, atol=0)
 
 
-def assert_matches_reference(inputs: list[Tensor], do: Tensor, **how) -> None:
-    ours = run(flash_attention, inputs, do, **how)
-    plain = run(flash_attention_reference, inputs, do, **how)
-    exact = run(flash_attention_reference, inputs, do, torch.float64, **how)
-    for result in zip(ours, plain, exact, strict=True):
-        assert_as_accurate(*result, factor=3)  # gradients are sums over tiles: their order is not the reference's
+def test_packed_heads_are_not_copied(attend_packed: Callable, device: str) -> None:
+    qkv = torch.randn(2, 21, 3, 4, 16, device=device, requires_grad=True)
+    kept = []
+    with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        attend_packed(qkv)
+    assert [tuple(x.shape) for x in kept] == [(2, 21, 12, 16), (2, 21, 4, 16), (2, 4, 21)]
+    assert kept[0].data_ptr() == qkv.data_ptr()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward_and_gradients_match_reference(shape: tuple, dtype: torch.dtype, device: str, poisoned: None) -> None:
-    assert_matches_reference(*draw(shape, dtype, device), causal=shape[6])
-
-
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    T=st.integers(1, 40),
-    cached=st.integers(0, 40),
-    G=st.integers(1, 2),
-    group=st.integers(1, 3),
-    D=st.integers(1, 33),
-    causal=st.booleans(),
-    seed=st.integers(0, 99),
+@pytest.mark.parametrize(
+    ("shape", "kv_heads"), [((2, 3, 4, 16), None), ((2, 3, 4, 16), 2), ((2, 3, 2, 4, 16), None), ((2, 3, 3, 4, 16), 2)]
 )
-def test_any_small_shape_matches_reference(
-    T: int, cached: int, G: int, group: int, D: int, causal: bool, seed: int, device: str
-) -> None:
-    inputs, do = draw((1, T, T + cached, G * group, G, D), torch.float32, device, seed)
-    expected = run(flash_attention_reference, inputs, do, torch.float64, causal=causal)
-    for ours, exact in zip(run(flash_attention, inputs, do, causal=causal), expected, strict=True):
-        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
+def test_packed_heads_that_do_not_fit_are_refused(shape: tuple, kv_heads: int | None) -> None:
+    with pytest.raises(ValueError, match="expected qkv"):
+        flash_attention_packed(torch.zeros(shape), kv_heads=kv_heads)
 
 
+def test_q_k_v_o_and_one_number_a_query_are_kept_for_backward(attend: Callable, device: str) -> None:
+    inputs, _ = draw(SHAPE, torch.float32, device)
+    leaves = [x.requires_grad_() for x in inputs]
+    kept = []
+    with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        o = attend(*leaves)
+    assert [x.data_ptr() for x in kept[:4]] == [x.data_ptr() for x in (*leaves, o)]
+    assert [(x.shape, x.dtype) for x in kept[4:]] == [((2, 4, 21), torch.float32)]
+
+
+def test_heads_that_lie_first_are_not_copied(attend: Callable, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (q, k, v), do = draw(SHAPE, torch.float32, device)
+    expected = run(attend, [q, k, v], do)
+    first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    assert all(triton_attention._readable(x) is x for x in first)
+    assert_same(run(attend, first, do), expected)
+
+
+@pytest.mark.parametrize("leading", [(2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("causal", [True, False])
-def test_one_query_of_one_key_is_its_value(causal: bool, device: str, poisoned: None) -> None:
-    inputs, do = draw((1, 1, 1, 1, 1, 16), torch.float32, device)
-    o, dq, dk, dv = run(flash_attention, inputs, do, causal=causal)
-    assert torch.equal(o, inputs[2])
-    assert torch.equal(dv, do)
-    torch.testing.assert_close(torch.stack([dq, dk]), torch.zeros(2, *dq.shape, device=device), rtol=0, atol=1e-5)
+def test_the_interface_of_cs336(causal: bool, leading: tuple[int, ...], device: str) -> None:
+    q, k, v, do = (torch.randn(*leading, 40, 16, device=device) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    o = FlashAttention.apply(*leaves, causal)
+    saved = [x for x in o.grad_fn.saved_tensors if x.shape == (*leading, 40)]
+    score = q @ k.mT / 4
+    if causal:
+        score = score.masked_fill(torch.ones(40, 40, dtype=torch.bool, device=device).triu(1), float("-inf"))
+    plain = score.softmax(-1) @ v
+    assert len(saved) == 1
+    assert len(o.grad_fn.saved_tensors) == 5
+    torch.testing.assert_close(saved[0], score.logsumexp(-1))
+    torch.testing.assert_close(o, plain)
+    expected = torch.autograd.grad(plain, leaves, do)
+    assert_same(list(torch.autograd.grad(o, leaves, do)), list(expected))
 
 
-@pytest.mark.parametrize("tile", [Tile(128, 64, 4, 2), Tile(32, 64, 4, 2), Tile(16, 16, 4, 1)], ids=str)
-@pytest.mark.parametrize("causal", [True, False])
-def test_every_proportion_of_tiles_matches_reference(
-    tile: Tile, causal: bool, device: str, monkeypatch: pytest.MonkeyPatch, poisoned: None
-) -> None:
-    monkeypatch.setattr(module, "_tile", lambda kernel, q_BTHD: tile)
-    assert_matches_reference(*draw((1, 70, 100, 1, 1, 16), torch.float32, device), causal=causal)
-
-
-@pytest.mark.parametrize("scale", [0.01, 1.0])
-def test_the_scale_can_be_chosen(scale: float, device: str) -> None:
-    assert_matches_reference(*draw((1, 20, 20, 1, 1, 16), torch.float32, device), scale=scale)
-
-
-def test_large_scores_do_not_overflow(device: str) -> None:
-    (q, k, v), do = draw((1, 50, 50, 1, 1, 16), torch.float32, device)
-    inputs = [q * 100, k * 100, v]
-    expected = run(flash_attention_reference, inputs, do, torch.float64)
-    for ours, exact in zip(run(flash_attention, inputs, do), expected, strict=True):
-        torch.testing.assert_close(ours.double(), exact, rtol=1e-3, atol=1e-3)
-
-
-def test_the_saved_normalizer_is_the_natural_log_sum_exp(device: str, poisoned: None) -> None:
-    (q, k, v), _ = draw((2, 37, 53, 4, 2, 16), torch.float32, device)
-    _, L_BHT = torch.ops.lfs.flash_attention(q, k, v, False, 0.25)
-    score_BHTS = torch.einsum("bthd,bshd->bhts", q.double(), k.double().repeat_interleave(2, dim=2)) * 0.25
-    torch.testing.assert_close(L_BHT, score_BHTS.logsumexp(-1).float())
-
-
-def test_memory_around_the_inputs_is_never_used(device: str) -> None:
-    inputs, do = draw((1, 37, 53, 2, 1, 24), torch.float32, device)
-    surrounded = []
-    for x in inputs:
-        B, rows, heads, D = x.shape
-        room = torch.full((B, rows + 9, heads + 1, D + 16), float("nan"), device=device)
-        room[:, 4:-5, :-1, 8:-8] = x
-        surrounded.append(room[:, 4:-5, :-1, 8:-8])
-    assert not any(x.is_contiguous() for x in surrounded)
-    for alone, inside in zip(run(flash_attention, inputs, do), run(flash_attention, surrounded, do), strict=True):
-        torch.testing.assert_close(inside, alone, rtol=0, atol=0)
-
-
-def layouts() -> dict[str, Callable[[Tensor], Tensor]]:
-    return {
-        "heads first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-        "positions first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        "channels first": lambda x: x.mT.contiguous().mT,  # its last dimension is not contiguous: copied
-        "packed": lambda x: torch.stack([x, x], dim=2)[:, :, 1],
-    }
-
-
-@pytest.mark.parametrize("layout", layouts())
-def test_any_layout_gives_the_same_bits(layout: str, device: str) -> None:
-    inputs, do = draw((2, 19, 35, 2, 1, 16), torch.float32, device)
-    moved = [layouts()[layout](x) for x in inputs]
-    expected = run(flash_attention, inputs, do)
-    for result, plain in zip(run(flash_attention, moved, layouts()[layout](do)), expected, strict=True):
-        torch.testing.assert_close(result, plain, rtol=0, atol=0)
-
-
-def test_only_rows_too_far_apart_for_32_bits_are_copied() -> None:
-    near = torch.empty(2, 8, 4, 3, 16, device="meta")[:, :, :, 1]
-    far = torch.empty_strided((2, 8, 4, 16), (64, 2**23 + 16, 16, 1), device="meta")
-    assert module._readable(near) is near
-    assert module._readable(far).is_contiguous()
-
-
-def test_the_gradient_of_a_sum_has_no_memory_of_its_own(device: str) -> None:
-    (q, k, v), _ = draw((1, 19, 19, 2, 2, 16), torch.float32, device)
-    expanded = torch.ones((), device=device).expand(q.shape)
-    for ours, plain in zip(
-        run(flash_attention, [q, k, v], expanded), run(flash_attention_reference, [q, k, v], expanded), strict=True
-    ):
-        torch.testing.assert_close(ours, plain)
-
-
-def test_equal_runs_are_equal_to_the_bit(device: str) -> None:
-    inputs, do = draw((1, 40, 40, 2, 1, 16), torch.float32, device)
-    for first, second in zip(run(flash_attention, inputs, do), run(flash_attention, inputs, do), strict=True):
-        assert torch.equal(first, second)
-
-
-def test_the_past_does_not_see_the_future(device: str) -> None:
-    (q, k, v), _ = draw((1, 70, 70, 2, 2, 16), torch.float32, device)
-    before = flash_attention(q, k, v)
-    k[:, 40:], v[:, 40:] = 1e3, -1e3
-    torch.testing.assert_close(flash_attention(q, k, v)[:, :40], before[:, :40], rtol=0, atol=0)
+def test_cs336s_interface_is_not_causal_unless_told(device: str) -> None:
+    q, k, v = torch.randn(3, 1, 5, 16, device=device)
+    assert torch.equal(FlashAttention.apply(q, k, v), FlashAttention.apply(q, k, v, False))
+    assert not torch.equal(FlashAttention.apply(q, k, v), FlashAttention.apply(q, k, v, True))
 
 
 @pytest.mark.parametrize(("B", "T", "S"), [(0, 3, 3), (2, 0, 3), (2, 0, 0)])
-def test_nothing_in_gives_nothing_out(B: int, T: int, S: int, device: str, poisoned: None) -> None:
+def test_nothing_in_gives_nothing_out(attend: Callable, B: int, T: int, S: int, device: str, poisoned: None) -> None:
     inputs, do = draw((B, T, S, 2, 1, 16), torch.float32, device)
-    o, dq, dk, dv = run(flash_attention, inputs, do)
+    o, dq, dk, dv = run(attend, inputs, do)
     assert o.shape == dq.shape == (B, T, 2, 16)
     assert torch.equal(dk, torch.zeros_like(dk))
     assert torch.equal(dv, torch.zeros_like(dv))
 
 
+HEADS = (2, 3, 2, 16)
 REFUSALS = [  # shapes of q, k and v, options, what the message says
     ((2, 3, 16), (2, 3, 16), (2, 3, 16), {}, "expected q"),
     ((2, 3, 1, 16), (2, 3, 1, 16), (2, 4, 1, 16), {}, "expected q"),
     ((2, 3, 1, 16), (1, 3, 1, 16), (1, 3, 1, 16), {}, "differ in batch or head dimension"),
     ((2, 3, 1, 16), (2, 3, 1, 8), (2, 3, 1, 8), {}, "differ in batch or head dimension"),
     ((2, 3, 4, 16), (2, 3, 3, 16), (2, 3, 3, 16), {}, "4 query heads cannot share 3 key/value heads"),
-    ((2, 4, 1, 16), (2, 3, 1, 16), (2, 3, 1, 16), {}, "4 queries need 4 or more keys, got 3"),
-    ((2, 4, 1, 16), (2, 0, 1, 16), (2, 0, 1, 16), {"causal": False}, "4 queries need 1 or more keys, got 0"),
-    ((2, 3, 1, 16), (2, 3, 1, 16), (2, 3, 1, 16), {"scale": 0.0}, "scale must be above 0"),
-    ((2, 3, 1, 300), (2, 3, 1, 300), (2, 3, 1, 300), {}, "head dimension 300 is above 256"),
+    ((2, 3, 2, 0), (2, 3, 2, 0), (2, 3, 2, 0), {}, "at least one channel"),
+    (HEADS, HEADS, HEADS, {"scale": 0.0}, "scale must be above 0"),
+    (HEADS, HEADS, HEADS, {"window": 0}, "window must be at least 1"),
+    (HEADS, HEADS, HEADS, {"softcap": 0.0}, "softcap must be above 0"),
+    (HEADS, HEADS, HEADS, {"documents": torch.zeros(2, 3)}, r"documents must be \(N \+ 1,\) integers"),
+    (HEADS, HEADS, HEADS, {"documents": torch.tensor([0.0, 6.0])}, r"documents must be \(N \+ 1,\) integers"),
+    (HEADS, HEADS, HEADS, {"documents": torch.tensor([0, 6], device="meta")}, "documents are on meta"),
+    (HEADS, (2, 4, 2, 16), (2, 4, 2, 16), {"documents": torch.tensor([0, 6])}, "as many queries as keys, got 3 and 4"),
+    (HEADS, HEADS, HEADS, {"implementation": "hoper"}, "unknown implementation 'hoper'"),
 ]
 
 
 @pytest.mark.parametrize(("q", "k", "v", "options", "message"), REFUSALS)
-def test_shapes_that_do_not_fit_are_refused(
-    q: tuple, k: tuple, v: tuple, options: dict, message: str, device: str
+def test_what_does_not_fit_is_refused(
+    q: tuple, k: tuple, v: tuple, options: dict[str, Any], message: str, device: str
 ) -> None:
+    options = {name: x.to(device) if isinstance(x, Tensor) and x.is_cpu else x for name, x in options.items()}
     with pytest.raises(ValueError, match=message):
         flash_attention(*(torch.zeros(shape, device=device) for shape in (q, k, v)), **options)
 
 
 def test_mixed_types_are_refused(device: str) -> None:
-    (q, k, v), _ = draw((1, 3, 3, 1, 1, 16), torch.float32, device)
+    (q, k, v), _ = draw(SHAPE, torch.float32, device)
     with pytest.raises(ValueError, match="differ in type"):
         flash_attention(q, k.half(), v)
 
 
 def test_mixed_devices_are_refused(device: str) -> None:
-    (q, k, v), _ = draw((1, 3, 3, 1, 1, 16), torch.float32, device)
+    (q, k, v), _ = draw(SHAPE, torch.float32, device)
     with pytest.raises(ValueError, match="different devices"):
         flash_attention(q, k.to("meta"), v)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "head_dim", "reason"),
-    [
-        (torch.float32, 64, None),
-        (torch.float16, 256, None),
-        (torch.float64, 64, "the type is float64, not float32, bfloat16 or float16"),
-        (torch.float32, 257, "head dimension 257 is above 256"),
-        (torch.float32, 0, "head dimension 0 is not positive"),
-    ],
-)
-def test_the_reason_names_what_does_not_fit(dtype: torch.dtype, head_dim: int, reason: str | None, device: str) -> None:
-    assert unavailable_reason(device, dtype, head_dim) == reason
+def test_the_gradient_of_a_sum_has_no_memory_of_its_own(attend: Callable, device: str) -> None:
+    inputs, _ = draw(SHAPE, torch.float32, device)
+    expanded = torch.ones((), device=device).expand(inputs[0].shape)
+    assert_same(run(attend, inputs, expanded), run(reference_attention, inputs, expanded))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled, not interpreted")
-def test_the_interpreter_takes_the_cpu_but_not_bfloat16() -> None:
-    assert unavailable_reason("cpu", torch.float16, 64) is None
-    assert unavailable_reason("cpu", torch.bfloat16, 64) == "Triton's interpreter cannot multiply bfloat16"
+def test_gradients_have_no_gradients(attend: Callable, attend_packed: Callable, device: str) -> None:
+    q, k, v = (x.requires_grad_() for x in draw((1, 5, 5, 2, 2, 16), torch.float32, device)[0])
+    for o in (attend(q, k, v), attend_packed(torch.stack([q, k, v], dim=2))):
+        (dq,) = torch.autograd.grad(o.square().sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated once"):
+            dq.sum().backward()
 
 
-def test_every_kernel_type_and_head_dimension_has_its_tiles() -> None:
-    assert set(TILES) == set(product(("forward", "dq", "dkdv"), (2, 4), (32, 64, 128, 256)))
-
-
-def test_torch_compile_sees_one_whole_graph(device: str) -> None:
-    inputs, do = draw((1, 21, 40, 2, 1, 16), torch.float32, device)
-    compiled = torch.compile(lambda q, k, v: flash_attention(2 * q, k, v).sin(), fullgraph=True, backend="aot_eager")
-    expected = run(lambda q, k, v: flash_attention_reference(2 * q, k, v).sin(), inputs, do)
-    for ours, plain in zip(run(compiled, inputs, do), expected, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
-
-
-def test_the_operation_keeps_the_promises_of_custom_operations(device: str) -> None:
-    (q, k, v), _ = draw((1, 21, 21, 2, 1, 16), torch.float32, device)
-    torch.library.opcheck(torch.ops.lfs.flash_attention.default, (q.requires_grad_(), k, v.requires_grad_(), True, 0.3))
-
-
-def test_only_needed_gradients_come_back(device: str) -> None:
-    (q, k, v), _ = draw((1, 21, 21, 2, 2, 16), torch.float32, device)
-    flash_attention(q.requires_grad_(), k, v).sum().backward()
+def test_only_needed_gradients_come_back(attend: Callable, device: str) -> None:
+    (q, k, v), _ = draw(SHAPE, torch.float32, device)
+    attend(q.requires_grad_(), k, v).sum().backward()
     assert q.grad is not None
     assert k.grad is None
 
 
-def test_checkpointing_gives_the_same_gradients(device: str) -> None:
-    inputs, do = draw((1, 21, 21, 2, 2, 16), torch.float32, device)
-    recomputed = run(lambda *qkv: checkpoint(flash_attention, *qkv, use_reentrant=False), inputs, do)
-    for ours, plain in zip(recomputed, run(flash_attention, inputs, do), strict=True):
-        assert torch.equal(ours, plain)
+def test_checkpointing_gives_the_same_gradients(attend: Callable, device: str) -> None:
+    inputs, do = draw(SHAPE, torch.float32, device)
+    recomputed = run(lambda *qkv: checkpoint(attend, *qkv, use_reentrant=False), inputs, do)
+    assert_same(recomputed, run(attend, inputs, do), rtol=0, atol=0)
 
 
-def test_autocast_decides_the_type(device: str) -> None:
-    (q, k, v), _ = draw((1, 21, 21, 2, 2, 16), torch.float32, device)
+def test_autocast_decides_the_type(attend: Callable, attend_packed: Callable, device: str) -> None:
+    (q, k, v), do = draw(SHAPE, torch.float32, device)
+    leaves = [q.requires_grad_(), k.half().requires_grad_(), v.requires_grad_()]
     with torch.autocast(device, dtype=torch.float16):
-        mixed = flash_attention(q, k.half(), v)
-    assert mixed.dtype == torch.float16
-    assert torch.equal(mixed, flash_attention(q.half(), k.half(), v.half()))
+        mixed = attend(*leaves)
+        packed = attend_packed(torch.cat([q, k, v], dim=2), kv_heads=2)
+    expected = run(attend, [x.half() for x in (q, k, v)], do.half())
+    assert mixed.dtype == packed.dtype == torch.float16
+    assert torch.equal(mixed, expected[0])
+    assert torch.equal(packed, expected[0])
+    gradients = torch.autograd.grad(mixed, leaves, do.half())
+    assert [x.dtype for x in gradients] == [torch.float32, torch.float16, torch.float32]
+    assert_same([x.half() for x in gradients], expected[1:], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_interface_of_cs336(causal: bool, device: str) -> None:
-    (q, k, v), do = draw((2, 40, 40, 1, 1, 16), torch.float32, device)
-    flat = [x.squeeze(2).requires_grad_() for x in (q, k, v)]
-    o = FlashAttention.apply(*flat, causal)
-    saved = [x for x in o.grad_fn.saved_tensors if x.shape == (2, 40)]
-    score_BTS = flat[0] @ flat[1].mT / 4
-    if causal:
-        score_BTS = score_BTS.masked_fill(torch.ones(40, 40, dtype=torch.bool, device=device).triu(1), float("-inf"))
-    assert len(saved) == 1
-    torch.testing.assert_close(saved[0], score_BTS.logsumexp(-1))
-    expected = run(flash_attention_reference, [q, k, v], do, causal=causal)
-    ours = [o, *torch.autograd.grad(o, flat, do.squeeze(2))]
-    for result, plain in zip(ours, expected, strict=True):
-        torch.testing.assert_close(result, plain.squeeze(2), rtol=1e-4, atol=1e-5)
+def test_float64_stays_float64_under_autocast() -> None:
+    inputs, do = draw(SHAPE, torch.float64, "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = run(flash_attention, inputs, do)
+    assert_same(ours, run(reference_attention, inputs, do), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("D", [16, 32, 64, 96, 128, 256])
-@pytest.mark.parametrize("causal", [True, False])
-def test_every_tile_of_the_table_is_right_on_this_gpu(D: int, dtype: torch.dtype, causal: bool, poisoned: None) -> None:
-    assert_matches_reference(*draw((2, 384, 384, 4, 2, D), dtype, "cuda"), causal=causal)
-    assert_matches_reference(*draw((1, 301, 333, 2, 2, D), dtype, "cuda"), causal=causal)
+@pytest.mark.parametrize("how", [{}, {"window": 5, "softcap": 3.0, "documents": (0, 9, 21, 30)}], ids=str)
+def test_torch_compile_sees_one_whole_graph(attend: Callable, attend_packed: Callable, how: dict, device: str) -> None:
+    inputs, do = draw(SHAPE, torch.float32, device)
+    documents = torch.tensor(how["documents"], device=device) if how else None
+
+    def mix(q: Tensor, k: Tensor, v: Tensor, attend: Callable = attend) -> Tensor:
+        plain = attend(2 * q, k, v, **how | {"documents": documents}).sin()
+        return plain + attend_packed(torch.cat([q, k, v], dim=2), kv_heads=2)
+
+    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    assert_same(run(compiled, inputs, do), run(mix, inputs, do))
 
 
-@pytest.mark.gpu
-def test_more_heads_than_a_grid_has_columns() -> None:
-    inputs, do = draw((9000, 4, 4, 8, 8, 16), torch.float16, "cuda")
-    assert_matches_reference(inputs, do)
+def test_the_operations_keep_the_promises_of_custom_operations(attend: Callable, device: str) -> None:
+    (q, k, v), _ = draw(SHAPE, torch.float32, device)
+    documents = document_spans(torch.tensor([0, 9, 42], device=device), 2, 21)
+    options = (documents, True, 0.3, 5, None, False, attend.keywords["implementation"])
+    torch.library.opcheck(torch.ops.lfs.flash_attention.default, (q.requires_grad_(), k, v.requires_grad_(), *options))
+    packed = torch.cat([q, k, v], dim=2).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.lfs.flash_attention_packed.default, (packed, 4, *options))
 
 
-@pytest.mark.gpu
-def test_memory_grows_with_the_length_not_with_its_square() -> None:
-    inputs, do = draw((1, 32_768, 32_768, 4, 4, 64), torch.bfloat16, "cuda")
+def test_document_spans_cut_at_the_ends_of_rows() -> None:
+    spans = document_spans(torch.tensor([0, 2, 2, 7, 9]), 2, 5)
+    assert spans.dtype == torch.int32
+    assert spans[0].tolist() == [[0, 0, 2, 2, 2], [0, 0, 2, 2, 5]]
+    assert spans[1].tolist() == [[2, 2, 5, 5, 5], [2, 2, 4, 4, 5]]
+
+
+def test_the_mask_is_the_one_in_the_books() -> None:
+    def drawn(**how: Any) -> list[str]:
+        return ["".join(map(str, row)) for row in visible(2, 5, torch.device("cpu"), **how)[0].int().tolist()]
+
+    assert drawn() == ["11110", "11111"]
+    assert drawn(window=3) == ["01110", "00111"]
+    assert drawn(causal=False) == ["11111", "11111"]
+    assert drawn(causal=False, window=2) == ["00111", "00011"]
+    spans = document_spans(torch.tensor([0, 2, 5]), 1, 5)
+    seen = visible(5, 5, torch.device("cpu"), spans=spans)[0]
+    assert torch.equal(seen, torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).tril().bool())
+
+
+# The choice, with kernels that are made up ---------------------------------------------------------------------------
+
+
+class MadeUp:
+    """A Hopper kernel: the definition, unless told otherwise, that counts its calls.
+
+    Args:
+        spoil: Given the name of a step and its results, returns others.
+    """
+
+    def __init__(self, spoil: Callable[[str, tuple], tuple] = lambda step, results: results) -> None:
+        self.calls: list[str] = []
+        self.spoil = spoil
+
+    def unavailable_reason(self, q: Tensor, k: Tensor, v: Tensor, *, causal, window, softcap, documents) -> str | None:
+        return "it has no windows" if window is not None else None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple:
+        self.calls.append(f"forward {q.shape[1]}")
+        return self.spoil("forward", reference.forward(q, k, v, causal=causal, scale=scale))
+
+    def backward(self, q, k, v, o, L, do, *, causal: bool, scale: float, **into: Tensor) -> tuple:
+        self.calls.append(f"backward {q.shape[1]}")
+        return self.spoil("backward", reference.backward(q, k, v, o, L, do, causal=causal, scale=scale, **into))
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., MadeUp]]:
+    """Put a made-up kernel in the place of the one for Hopper, and forget what earlier checks found."""
+
+    def put(*spoil: Callable) -> MadeUp:
+        kernel = MadeUp(*spoil)
+        for name in ("unavailable_reason", "forward", "backward"):
+            monkeypatch.setattr(hopper_attention, name, getattr(kernel, name))
+        return kernel
+
+    monkeypatch.setattr(module, "_verdicts", {})
+    monkeypatch.setattr(module, "CHECKED_LENGTH", 64)
+    monkeypatch.setattr(triton_attention, "unavailable_reason", lambda *_, **__: "it is not wanted here")
+    return put
+
+
+def wrong(step: str, how: Callable[[Tensor], Tensor]) -> Callable[[str, tuple], tuple]:
+    """Spoil the last result of one step."""
+    return lambda at, results: (*results[:-1], how(results[-1])) if at == step else results
+
+
+def test_the_best_that_can_run_is_chosen_and_the_reason_given(hopper: Callable) -> None:
+    hopper()
+    (q, k, v), _ = draw(SHAPE, torch.float32, "cpu")
+    refused = "not hopper: it has no windows; not triton: it is not wanted here"
+    assert choose(q, k, v) == ("hopper", "the fastest here")
+    assert choose(q, k, v, window=3) == ("reference", refused)
+    assert choose(q, k, v, implementation="reference") == ("reference", "chosen by name")
+    with pytest.raises(ValueError, match="cannot run here: it has no windows"):
+        choose(q, k, v, window=3, implementation="hopper")
+
+
+def test_a_fixed_order_is_asked_of_the_gradients_alone(hopper: Callable) -> None:
+    hopper()
+    (q, k, v), _ = draw(SHAPE, torch.float32, "cpu")
+    ordered = ("hopper", "the fastest here; another for gradients, summed in a fixed order")
+    assert choose(q, k, v, deterministic=True) == ordered
+    with fixed_order():
+        assert choose(q, k, v) == ordered
+        assert choose(q, k, v, deterministic=False) == ("hopper", "the fastest here")
+    assert choose(q, k, v, deterministic=True, implementation="reference") == ("reference", "chosen by name")
+    with pytest.raises(ValueError, match="cannot run here: its gradients are summed in no fixed order"):
+        choose(q, k, v, deterministic=True, implementation="hopper")
+
+
+def test_a_kernel_is_checked_once_for_each_step_type_and_head_dimension(hopper: Callable) -> None:
+    kernel = hopper()
+    inputs, do = draw(SHAPE, torch.float32, "cpu")
     run(flash_attention, inputs, do)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    assert kernel.calls == ["forward 64", "forward 21", "backward 64", "backward 21"]
     run(flash_attention, inputs, do)
-    assert torch.cuda.max_memory_allocated() - before < 12 * inputs[0].nbytes
+    assert kernel.calls[4:] == ["forward 21", "backward 21"]
+    flash_attention(*(x.bfloat16() for x in inputs))
+    flash_attention(*(x[..., :8] for x in inputs))
+    assert kernel.calls[6:] == ["forward 64", "forward 21", "forward 64", "forward 21"]
 
 
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_offsets_pass_two_billion() -> None:
-    T, H, D = 300_000, 64, 128  # 2.46e9 numbers in q
-    q = torch.randn(1, T, H, D, device="cuda", dtype=torch.bfloat16)
-    k = q[:, :64, :8]
-    ours = flash_attention(q, k, k, causal=False)[:, -500:]
-    torch.testing.assert_close(ours, flash_attention_reference(q[:, -500:], k, k, causal=False), rtol=2e-2, atol=2e-2)
+FAULTS = {
+    "a wrong log-sum-exp": wrong("forward", lambda L: L / 2),
+    "numbers that are none": wrong("forward", lambda L: L.clone().fill_(float("nan"))),
+    "a wrong output": lambda at, results: (results[0] * 1.01, results[1]) if at == "forward" else results,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_forward_that_is_wrong_is_passed_over_with_a_warning(hopper: Callable, fault: str) -> None:
+    kernel = hopper(FAULTS[fault])
+    inputs, _ = draw(SHAPE, torch.float32, "cpu")
+    with pytest.warns(RuntimeWarning, match="the hopper attention kernel fails its self-check on cpu and is not used"):
+        o = flash_attention(*inputs)
+    assert_same([o], [reference_attention(*inputs)])
+    assert choose(*inputs)[0] == "reference"
+    assert "not hopper: forward is off by" in choose(*inputs)[1]
+    flash_attention(*inputs)
+    assert kernel.calls == ["forward 64"]
+
+
+def test_a_backward_that_is_wrong_is_passed_over_alone(hopper: Callable) -> None:
+    kernel = hopper(wrong("backward", lambda dv: dv.flip(1)))
+    inputs, do = draw(SHAPE, torch.float32, "cpu")
+    with pytest.warns(RuntimeWarning, match="not used: backward is off by"):
+        ours = run(flash_attention, inputs, do)
+    assert_same(ours, run(reference_attention, inputs, do))
+    assert kernel.calls == ["forward 64", "forward 21", "backward 64"]
+
+
+def test_a_kernel_that_does_not_compile_is_passed_over(hopper: Callable) -> None:
+    def fail(step: str, results: tuple) -> tuple:
+        raise NotImplementedError("no such layout\nand a page of notes")
+
+    hopper(fail)
+    inputs, _ = draw(SHAPE, torch.float32, "cpu")
+    with pytest.warns(RuntimeWarning, match="not used: NotImplementedError in forward: no such layout$"):
+        flash_attention(*inputs)
+
+
+@pytest.mark.parametrize("option", [{"window": 1}, {"softcap": 1e-6}, {"scale": 1e-9}, {"scale": 1e9}], ids=str)
+@pytest.mark.parametrize("step", ["forward", "backward"])
+def test_options_that_leave_no_gradient_do_not_disturb_the_check(
+    step: str, option: dict[str, float], hopper: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(reference, step)
+    noisy = lambda *tensors, **how: tuple(x + 1e-6 for x in real(*tensors, **how))  # noqa: E731  shorter so
+    monkeypatch.setattr(hopper_attention, step, noisy)
+    q, k, _ = draw(SHAPE, torch.float32, "cpu")[0]
+    how = {"causal": True, "scale": 0.25, "window": None, "softcap": None, "spans": None} | option
+    assert module._self_check(step, "hopper", q, k, how) is None
+
+
+def test_no_memory_is_not_a_fault_of_the_kernel(hopper: Callable) -> None:
+    def fail(step: str, results: tuple) -> tuple:
+        raise torch.OutOfMemoryError("40 GiB")
+
+    hopper(fail)
+    inputs, _ = draw(SHAPE, torch.float32, "cpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        flash_attention(*inputs)
+    assert not module._verdicts
+
+
+def test_a_kernel_asked_for_by_name_is_not_replaced(hopper: Callable) -> None:
+    hopper(FAULTS["a wrong output"])
+    inputs, _ = draw(SHAPE, torch.float32, "cpu")
+    with (
+        pytest.warns(RuntimeWarning, match="fails its self-check"),
+        pytest.raises(ValueError, match="flash_attention cannot run here: forward is off by"),
+    ):
+        flash_attention(*inputs, implementation="hopper")
+
+
+def test_nothing_is_checked_while_a_graph_is_recorded(hopper: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = hopper()
+    inputs, _ = draw(SHAPE, torch.float32, "cpu")
+    monkeypatch.setattr(module, "_is_capturing", lambda q: True)
+    flash_attention(*inputs)
+    assert kernel.calls == ["forward 21"]
+    monkeypatch.setattr(module, "_is_capturing", lambda q: False)
+    flash_attention(*inputs)
+    assert kernel.calls[1:] == ["forward 64", "forward 21"]
+
+
+@pytest.mark.parametrize("as_setting", [True, False])
+def test_deterministic_gradients_are_summed_by_a_kernel_that_keeps_the_order(hopper: Callable, as_setting) -> None:
+    kernel = hopper()
+    inputs, do = draw(SHAPE, torch.float32, "cpu")
+    torch.use_deterministic_algorithms(as_setting)
+    try:
+        run(flash_attention, inputs, do, deterministic=None if as_setting else True)
+        assert kernel.calls == ["forward 64", "forward 21"]
+        run(flash_attention, inputs, do, deterministic=False)
+        assert kernel.calls[2:] == ["forward 21", "backward 64", "backward 21"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_check_happens_at_run_time_not_while_torch_compiles(hopper: Callable) -> None:
+    kernel = hopper()
+    inputs, do = draw(SHAPE, torch.float32, "cpu")
+    compiled = torch.compile(flash_attention, fullgraph=True, backend="aot_eager")
+    assert_same(run(compiled, inputs, do), run(reference_attention, inputs, do))
+    assert kernel.calls == ["forward 64", "forward 21", "backward 64", "backward 21"]
+
+
+def test_packed_gradients_are_written_by_the_kernel_itself(hopper: Callable) -> None:
+    kernel = hopper()
+    qkv = torch.randn(2, 21, 3, 4, 16, requires_grad=True)
+    flash_attention_packed(qkv).sum().backward()
+    expected = qkv.detach().requires_grad_()
+    reference_attention(*expected.unbind(2)).sum().backward()
+    assert kernel.calls[-1] == "backward 21"
+    assert_same([qkv.grad], [expected.grad])
 
 
 @pytest.mark.gpu
@@ -360,10 +485,34 @@ def test_a_cuda_graph_replays_it() -> None:
 
 
 @pytest.mark.gpu
+def test_a_cuda_graph_replays_the_gradients_of_packed_documents() -> None:
+    qkv = torch.randn(2, 256, 3, 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    documents = torch.tensor([0, 100, 300, 512], device="cuda")
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(flash_attention_packed(qkv, documents=documents).sum(), qkv)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradient()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = gradient()
+    with torch.no_grad():
+        qkv.copy_(qkv.roll(1, 0))
+    documents[1] = 50
+    graph.replay()
+    assert torch.equal(recorded, gradient())
+
+
+@pytest.mark.gpu
 @pytest.mark.slow
-def test_inductor_compiles_around_it() -> None:
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_inductor_compiles_around_it(mode: str) -> None:
     inputs, do = draw((2, 256, 256, 4, 2, 64), torch.bfloat16, "cuda")
-    compiled = torch.compile(lambda q, k, v: flash_attention(2 * q, k, v).sin(), fullgraph=True)
+    compiled = torch.compile(lambda q, k, v: flash_attention(2 * q, k, v).sin(), fullgraph=True, mode=mode)
     expected = run(lambda q, k, v: flash_attention(2 * q, k, v).sin(), inputs, do)
-    for ours, plain in zip(run(compiled, inputs, do), expected, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-2)
+    for _ in range(3):
+        assert_same(run(compiled, inputs, do), expected, rtol=2e-2, atol=2e-2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lfs_cli.kernels import tiled_attention as module
-from lfs_cli.kernels.flash_attention import flash_attention_reference
+from lfs_cli.kernels.reference_attention import reference_attention
 from lfs_cli.kernels.tiled_attention import TiledAttention, tiled_attention
 
 SHAPES = [  # B, T, S, H, G, D, causal
@@ -33,7 +33,7 @@ def test_it_is_the_definition_in_float64(shape: tuple, poisoned: None) -> None:
     sizes = (B, T, H, D), (B, S, G, D), (B, S, G, D), (B, T, H, D)
     *inputs, do = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
     for how in ({"causal": causal}, {"causal": causal, "scale": 0.3}):
-        expected = run(flash_attention_reference, inputs, do, **how)
+        expected = run(reference_attention, inputs, do, **how)
         for ours, exact in zip(run(tiled_attention, inputs, do, **how), expected, strict=True):
             torch.testing.assert_close(ours, exact)
 
@@ -48,14 +48,12 @@ def test_the_size_of_tiles_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_half_precision_is_accumulated_in_float32() -> None:
     q, k, v, do = torch.randn(4, 1, 200, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for ours, plain in zip(
-        run(tiled_attention, [q, k, v], do), run(flash_attention_reference, [q, k, v], do), strict=True
-    ):
+    for ours, plain in zip(run(tiled_attention, [q, k, v], do), run(reference_attention, [q, k, v], do), strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("function", [tiled_attention, flash_attention_reference])
+@pytest.mark.parametrize("function", [tiled_attention, reference_attention])
 def test_autocast_takes_no_digits(function: Callable) -> None:
     q, k, v, do = torch.randn(4, 1, 70, 2, 16, generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,393 @@
+"""Attention for Hopper GPUs (H100, H200): what surrounds the kernels of `hopper_forward.py` and `hopper_backward.py`.
+
+Here is when they can run, how large their tiles are, in which order tiles are worked on, what is computed before and
+after them, and the launches. Importing this file imports neither Gluon nor a GPU's libraries.
+
+Order of tiles: with a causal mask the tiles of a head differ in work. The tiles are dealt out to the processors before
+the launch, heaviest first, each to the one that is free first: as a GPU would deal out programs, but one program keeps
+its processor, and copies the next tile while it finishes this one. Heads are taken in sections whose keys and values
+stay in the L2 cache together. The order depends on shapes alone and is kept (`_order`).
+
+Measured on one H100 80GB, Triton 3.6, bfloat16, causal, 2026-11-25, in TFLOP/s. Forward with tiles in this order, with
+the same tiles dealt out back and forth (program i takes i, 2 n - 1 - i, 2 n + i, ...), and as programs of their own;
+each column is a run of its own, on cards that differ by up to 6 %:
+
+    B, H, T, D           in order      back and forth    own programs
+    1, 16, 16384, 64     500 to 529    481               467
+    8, 16, 2048, 64      345 to 358    323               303
+    2, 16, 8192, 128     586 to 664    588               582
+    1, 16, 16384, 128    602 to 652    578               618
+
+Backward at 1, 16, 16384, D, what was tried beside what was kept, in one run each:
+
+    D = 64     dq of this block, not of the one before (LAG)                             453 beside 515, which is kept
+    D = 128    dq of the block before                                                    488 beside 552
+    D = 64     k and v read from shared memory for each block of queries                 460 beside 475, which is kept
+    D = 64     dq added from registers (red.global.add.v2.f32), not by the copy engine   407 beside 475
+    D = 128    the same                                                                  433 beside 543
+    D = 64     scores of the next block before dq of this one, in step                   417 beside 445
+"""
+
+import heapq
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lfs_cli.kernels.compatibility import AVAILABLE, INTERPRETED, tl, triton
+
+HEAD_DIMS = (64, 128)
+L2_BYTES = 32 * 2**20  # of 50 MB: the rest is for queries and outputs
+LARGEST_SECTION = 16  # heads
+ROWS = 64  # of one program of the kernels before and after backward
+LOG2_E = 1.4426950408889634
+
+
+class ForwardTile(NamedTuple):
+    """How forward is cut: warpgroups of 64 queries each, 2 or 3, keys of a block, blocks in flight."""
+
+    warpgroups: int
+    block_s: int
+    stages: int
+
+
+class BackwardTile(NamedTuple):
+    """How backward works: blocks of queries in flight, and the two switches of `hopper_backward.py`."""
+
+    stages: int
+    lag: int
+    in_registers: bool
+
+
+class Registers(NamedTuple):
+    """Registers of each thread: of those that compute, of those that load, and of all until they part."""
+
+    computing: int
+    loading: int
+    all: int
+
+
+REGISTERS = {2: Registers(240, 24, 168), 3: Registers(160, 32, 128)}
+"""The whole 65,536 of a processor, by warpgroups that compute."""
+
+# Three warpgroups are faster where there are many keys, and leave more of a tile unused where there are few. Without a
+# causal mask three spill, and with the ptxas of Triton 3.9 they always do, 576 bytes.
+SHORT = ForwardTile(2, 128, 2)
+LONG = ForwardTile(3, 128, 2)
+LONG_FROM = 4096  # queries
+BACKWARD = {64: BackwardTile(3, 1, True), 128: BackwardTile(2, 0, False)}
+
+
+def unavailable_reason(
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    v_BSGD: Tensor,
+    *,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+    documents: Tensor | None = None,
+) -> str | None:
+    """Say why these kernels cannot run on such tensors, or `None` when they can.
+
+    Reads types, shapes, strides and devices alone, so the tensors may be fake.
+    """
+    (B, T, H, D), S = q_BTHD.shape, k_BSGD.shape[1]
+    reason = _missing(q_BTHD.device)
+    if reason is not None:
+        return reason
+    if q_BTHD.dtype not in (torch.bfloat16, torch.float16):
+        return f"the type is {str(q_BTHD.dtype).removeprefix('torch.')}, not bfloat16 or float16"
+    if D not in HEAD_DIMS:
+        return f"head dimension {D} is not {' or '.join(map(str, HEAD_DIMS))}"
+    asked = {"windows": window, "soft cap": softcap, "documents": documents}
+    if missing := [name for name, value in asked.items() if value is not None]:
+        return f"it has no {' and no '.join(missing)}"
+    if causal and T > S:
+        return "there are more queries than keys"
+    if min(B * T * H, S) == 0:
+        return "there is nothing to compute"
+    if B * H * (T + ROWS) >= 2**31:
+        return "there are more than 2^31 queries"
+    if not all(_is_aligned(x) for x in (q_BTHD, k_BSGD, v_BSGD)):
+        return "rows do not begin at multiples of 16 bytes"
+    return None
+
+
+@cache
+def _missing(device: torch.device) -> str | None:
+    """What this machine lacks for the kernels."""
+    if not AVAILABLE:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        return f"it needs a CUDA GPU, and this is {device.type}"
+    if INTERPRETED:
+        return "Triton's interpreter cannot run it"
+    if torch.version.hip or not torch.cuda.is_available():
+        return "no NVIDIA GPU was found"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "the GPU is not of the Hopper generation"
+    from lfs_cli.kernels import gluon_compatibility  # noqa: F401  the version check is its import
+
+    return None
+
+
+@triton.jit
+def _prepare(
+    o_ptr,
+    do_ptr,
+    L_ptr,
+    L2_ptr,
+    delta_ptr,
+    dq_ptr,
+    o_strides,
+    do_strides,
+    T,
+    T_padded,
+    H,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Before backward: delta = do.o, L in base 2 and +inf past T, and zeros where dq will be summed."""
+    blocks = tl.cdiv(T_padded, BLOCK_T)
+    bh = (tl.program_id(0) // blocks).to(tl.int64)
+    b, h = bh // H, bh % H
+    t = tl.program_id(0) % blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.arange(0, D)
+    inside = (t < T)[:, None]
+    row = t.to(tl.int64)[:, None]
+    o_tile_ptr = o_ptr + b * o_strides[0] + h * o_strides[2] + row * o_strides[1] + d[None, :]
+    do_tile_ptr = do_ptr + b * do_strides[0] + h * do_strides[2] + row * do_strides[1] + d[None, :]
+    o = tl.load(o_tile_ptr, mask=inside, other=0.0).to(tl.float32)
+    do = tl.load(do_tile_ptr, mask=inside, other=0.0).to(tl.float32)
+    L = tl.load(L_ptr + bh * T + t, mask=t < T, other=float("inf"))
+    tl.store(delta_ptr + bh * T_padded + t, tl.sum(o * do, 1))
+    tl.store(L2_ptr + bh * T_padded + t, L * 1.4426950408889634)
+    tl.store(dq_ptr + (bh * T + row) * D + d[None, :], tl.zeros([BLOCK_T, D], tl.float32), mask=inside)
+
+
+@triton.jit
+def _round(sum_ptr, dq_ptr, dq_strides, T, H, scale, D: tl.constexpr, BLOCK_T: tl.constexpr):
+    """After backward: dq in its own type and place, from its float32 sum."""
+    blocks = tl.cdiv(T, BLOCK_T)
+    bh = (tl.program_id(0) // blocks).to(tl.int64)
+    b, h = bh // H, bh % H
+    t = tl.program_id(0) % blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    d = tl.arange(0, D)
+    inside = (t < T)[:, None]
+    row = t.to(tl.int64)[:, None]
+    dq = tl.load(sum_ptr + (bh * T + row) * D + d[None, :], mask=inside, other=0.0) * scale
+    tile_ptr = dq_ptr + b * dq_strides[0] + h * dq_strides[2] + row * dq_strides[1] + d[None, :]
+    tl.store(tile_ptr, dq.to(dq_ptr.dtype.element_ty), mask=inside)
+
+
+def forward(
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    v_BSGD: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    tile: ForwardTile | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return o (B, T, H, D) and L (B, H, T), for tensors that `unavailable_reason` has nothing against."""
+    from lfs_cli.kernels.hopper_forward import forward as kernel
+
+    (B, T, H, D), (S, G) = q_BTHD.shape, k_BSGD.shape[1:3]
+    tile = tile or forward_tile(T, D, causal=causal)
+    registers = REGISTERS[tile.warpgroups]
+    o_BTHD = torch.empty((B, T, H, D), dtype=q_BTHD.dtype, device=q_BTHD.device)
+    L_BHT = torch.empty((B, H, T), dtype=torch.float32, device=q_BTHD.device)
+    block_t = 64 * tile.warpgroups
+    programs = min(_processors(q_BTHD.device), B * H * -(-T // block_t))
+    section = _section(H // G, S, D)
+    order = _order(T, S, B * H, section, block_t, tile.block_s, causal, programs, q_BTHD.device)
+    with torch.cuda.device_of(q_BTHD):
+        kernel[(programs,)](
+            _describe(q_BTHD, 1, 64, 1, D),
+            _describe(k_BSGD, 1, tile.block_s, 1, D),
+            _describe(v_BSGD, 1, tile.block_s, 1, D),
+            _describe(o_BTHD, 1, 64, 1, D),
+            L_BHT,
+            order,
+            T,
+            S,
+            H,
+            scale * LOG2_E,
+            GROUP=H // G,
+            WARPGROUPS=tile.warpgroups,
+            BLOCK_S=tile.block_s,
+            D=D,
+            STAGES=tile.stages,
+            CAUSAL=causal,
+            REGISTERS=registers.computing,
+            LOADER_REGISTERS=registers.loading,
+            num_warps=4,
+            maxnreg=registers.all,
+            enable_fp_fusion=True,
+        )
+    return o_BTHD, L_BHT
+
+
+def backward(
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    v_BSGD: Tensor,
+    o_BTHD: Tensor,
+    L_BHT: Tensor,
+    do_BTHD: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    dq: Tensor | None = None,
+    dk: Tensor | None = None,
+    dv: Tensor | None = None,
+    tile: BackwardTile | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dq, dk and dv, in new tensors or in those given, whose rows begin at multiples of 16 bytes."""
+    from lfs_cli.kernels.hopper_backward import backward as kernel
+
+    (B, T, H, D), (S, G), device = q_BTHD.shape, k_BSGD.shape[1:3], q_BTHD.device
+    tile, registers = tile or BACKWARD[D], REGISTERS[2]
+    dq = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=device) if dq is None else dq
+    dk = torch.empty(k_BSGD.shape, dtype=k_BSGD.dtype, device=device) if dk is None else dk
+    dv = torch.empty(v_BSGD.shape, dtype=v_BSGD.dtype, device=device) if dv is None else dv
+    do_BTHD = do_BTHD if _is_aligned(do_BTHD) else do_BTHD.contiguous()
+    blocks = -(-T // ROWS)
+    L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
+    dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
+    with torch.cuda.device_of(q_BTHD):
+        _prepare[(blocks * B * H,)](
+            o_BTHD,
+            do_BTHD,
+            L_BHT,
+            L2,
+            delta,
+            dq_sum,
+            o_BTHD.stride()[:3],
+            do_BTHD.stride()[:3],
+            T,
+            blocks * ROWS,
+            H,
+            D=D,
+            BLOCK_T=ROWS,
+        )
+        kernel[(-(-S // 128) * B * G,)](
+            _describe(q_BTHD, 1, 64, 1, D),
+            _describe(k_BSGD, 1, 128, 1, D),
+            _describe(v_BSGD, 1, 64, 1, D),
+            _describe(do_BTHD, 1, 64, 1, D),
+            _describe(dq_sum, 1, 64, D // 2),
+            _describe(dk, 1, 64, 1, D),
+            _describe(dv, 1, 64, 1, D),
+            _describe(L2, 64),
+            _describe(delta, 64),
+            T,
+            S,
+            blocks * ROWS,
+            H,
+            G,
+            scale * LOG2_E,
+            scale,
+            GROUP=H // G,
+            D=D,
+            STAGES=tile.stages,
+            DS_LAYOUT=_layout((128, 64), q_BTHD.dtype),
+            CAUSAL=causal,
+            LAG=tile.lag,
+            IN_REGISTERS=tile.in_registers,
+            REGISTERS=registers.computing,
+            LOADER_REGISTERS=registers.loading,
+            num_warps=4,
+            maxnreg=registers.all,
+            enable_fp_fusion=True,
+        )
+        _round[(blocks * B * H,)](dq_sum, dq, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
+    return dq, dk, dv
+
+
+def forward_tile(T: int, D: int, *, causal: bool) -> ForwardTile:
+    """Return the tile that forward takes for T queries of D channels."""
+    is_long = D == 64 and causal and T >= LONG_FROM
+    return LONG if is_long and not triton.__version__.startswith("3.9") else SHORT
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether rows are contiguous and begin at multiples of 16 bytes, as the copy engine asks. Memory blocks do."""
+    return x.stride(3) == 1 and not any(n % 8 for n in (*x.stride()[:3], x.storage_offset()))
+
+
+@cache
+def _layout(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """How a tile of this shape lies in shared memory."""
+    from lfs_cli.kernels.gluon_compatibility import gl
+
+    types = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
+    if len(shape) == 1:
+        return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    return gl.NVMMASharedLayout.get_default_for(list(shape), types[dtype])
+
+
+def _describe(x: Tensor, *block: int) -> Any:
+    """What the copy engine is told of a tensor and its tiles: the kept one of such tiles, with this tensor in it.
+
+    Making one anew checks what `unavailable_reason` has checked, and takes twice as long, for each of nine a backward.
+    """
+    kept = _tiles(block, x.dtype)
+    described = object.__new__(type(kept))
+    described.__dict__.update(kept.__dict__)
+    described.base, described.shape, described.strides = x, list(x.shape), list(x.stride())
+    return described
+
+
+@cache
+def _tiles(block: tuple[int, ...], dtype: torch.dtype) -> Any:
+    from lfs_cli.kernels.gluon_compatibility import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(torch.empty(block, dtype=dtype), list(block), _layout(block, dtype))
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _section(group: int, S: int, D: int) -> int:
+    """How many query heads are worked on at a time, so that their keys and values fit the L2 cache together."""
+    fitting = max(1, min(L2_BYTES // (4 * S * D), LARGEST_SECTION))
+    return group * max(1, (1 << fitting.bit_length() - 1) // group)
+
+
+@lru_cache(maxsize=256)
+def _order(
+    T: int,
+    S: int,
+    heads: int,
+    section: int,
+    block_t: int,
+    block_s: int,
+    causal: bool,
+    programs: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Deal out the tiles of all heads to the programs, as `hopper_forward.Work` expects it.
+
+    A tile takes as long as its blocks of keys and two more, for its beginning and end.
+    """
+    blocks = -(-T // block_t)
+    seen = [min(S, (m + 1) * block_t + S - T) if causal else S for m in range(blocks)]
+    costs = [-(-keys // block_s) + 2 for keys in seen]
+    busy = [(0, program) for program in range(programs)]
+    tiles: list[list[int]] = [[] for _ in range(programs)]
+    for first in range(0, heads, section):
+        for m in reversed(range(blocks)):
+            for head in range(first, min(first + section, heads)):
+                until, program = busy[0]
+                tiles[program].append(head * blocks + m)
+                heapq.heapreplace(busy, (until + costs[m], program))
+    starts = [programs + 1]
+    for own in tiles:
+        starts.append(starts[-1] + len(own))
+    # One more at the end: kernels read one tile ahead
+    return torch.tensor([*starts, *(tile for own in tiles for tile in own), 0], dtype=torch.int32, device=device)

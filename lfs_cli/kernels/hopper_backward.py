@@ -1,0 +1,387 @@
+"""Flash attention backward for Hopper GPUs, in Gluon: warps that load and add beside warps that compute.
+
+The math is that of `flash_attention.py`, the way of working that of `hopper_forward.py`; read these first.
+
+Sources: Shah et al., "FlashAttention-3", 2024 (arXiv:2407.08608), section 3 and algorithm 3 of its appendix.
+         The tile, 64 queries by 128 keys, is the one of Dao-AILab/flash-attention for D = 128.
+
+A program owns 128 keys of one key/value head, 64 for each of two warpgroups, and walks over all queries that see them,
+64 at a time, head by head of its group:
+
+    loader, 1 warp            copies k and v once, then q, L, do and delta of each block of queries
+    warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half the channels of dq
+    adder, 1 warp             adds what the warpgroups found of dq to a float32 sum in global memory
+
+Each warpgroup holds scores transposed, (64 keys, 64 queries), so that p and ds stay in registers as first factors of
+
+    dv += p do          dk += ds q
+
+dq needs the ds of all 128 keys, so each warpgroup writes its part of ds to shared memory, and waits for the other's:
+
+    dq[:, half] = ds^T k[:, half]           (64 queries, 128 keys) times (128 keys, D / 2)
+
+Waiting keeps both warpgroups in step, and then neither multiplies while both take exponentials. With `LAG` = 1, dq is
+that of the block of queries before, whose ds has long been there, and they may drift apart.
+
+With `IN_REGISTERS`, k and v are read from shared memory once, not for each block: at D = 64 shared memory is the limit,
+at D = 128 registers are.
+
+Mask:     as in `hopper_forward.py`. Keys past S get p = 0; for queries past T, L is +inf, which makes p = 0 too.
+Numerics: as in `flash_attention.py`, but that dq is summed by the copy engine in float32, in no fixed order: dq may
+          differ between runs in its last bits. dk and dv are the same in every run.
+Limits:   those of `hopper_forward.py`.
+"""
+
+from lfs_cli.kernels.gluon_compatibility import (
+    add_tile,
+    aggregate,
+    fence_async_shared,
+    gl,
+    gluon,
+    load_tile,
+    mbarrier,
+    store_tile,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+
+@aggregate
+class Ring:
+    """STAGES buffers of blocks of queries: a tile of q or do, and a number for each query, its L or delta."""
+
+    tiles: gl.shared_memory_descriptor
+    numbers: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    STAGES: gl.constexpr
+
+    @gluon.jit
+    def load(self, i, descriptor, place, number_descriptor, number_place):
+        """Start to copy the i-th block as soon as its buffer is empty."""
+        stage = i % self.STAGES
+        full = self.full.index(stage)
+        mbarrier.wait(self.empty.index(stage), ((i // self.STAGES) & 1) ^ 1)
+        mbarrier.expect(full, descriptor.block_type.nbytes + number_descriptor.block_type.nbytes)
+        load_tile(descriptor, place, full, self.tiles.index(stage))
+        load_tile(number_descriptor, number_place, full, self.numbers.index(stage))
+
+    @gluon.jit
+    def await_full(self, i):
+        """Wait until the i-th block is there."""
+        mbarrier.wait(self.full.index(i % self.STAGES), (i // self.STAGES) & 1)
+
+    @gluon.jit
+    def tile(self, i, ROWS: gl.constexpr, D: gl.constexpr):
+        """The tile of the i-th block, as a matrix."""
+        return self.tiles.index(i % self.STAGES).reshape([ROWS, D])
+
+    @gluon.jit
+    def release(self, i):
+        """Say that this warpgroup has read the i-th block."""
+        mbarrier.arrive(self.empty.index(i % self.STAGES), count=1)
+
+
+@gluon.jit
+def make_ring(descriptor, number_descriptor, STAGES: gl.constexpr):
+    """Allocate a ring that two warpgroups read."""
+    tiles = gl.allocate_shared_memory(descriptor.dtype, [STAGES] + descriptor.block_shape, descriptor.layout)
+    numbers = gl.allocate_shared_memory(gl.float32, [STAGES] + number_descriptor.block_shape, number_descriptor.layout)
+    full = make_barriers(STAGES, 1)
+    empty = make_barriers(STAGES, 2)
+    return Ring(tiles, numbers, full, empty, STAGES)
+
+
+@gluon.jit
+def make_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """Allocate barriers that each wait for ARRIVALS."""
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(COUNT):
+        mbarrier.init(barriers.index(i), count=ARRIVALS)
+    return barriers
+
+
+@aggregate
+class Work:
+    """What the partitions of a program share.
+
+    `ds` has DS_BUFFERS buffers, each full when both warpgroups have written their half; `dq` has one for each of them.
+    No barrier says that a buffer of ds is empty. A warpgroup that writes the ds of block i has seen that of block
+    i - 1 - LAG complete, so the other one is done with dq of block i - 2 - 2 LAG: 2 + 2 LAG buffers are enough.
+    """
+
+    q_desc: tma.tensor_descriptor
+    k_desc: tma.tensor_descriptor
+    v_desc: tma.tensor_descriptor
+    do_desc: tma.tensor_descriptor
+    dq_desc: tma.tensor_descriptor
+    dk_desc: tma.tensor_descriptor
+    dv_desc: tma.tensor_descriptor
+    L_desc: tma.tensor_descriptor
+    delta_desc: tma.tensor_descriptor
+    q: Ring
+    do: Ring
+    k: gl.shared_memory_descriptor
+    v: gl.shared_memory_descriptor
+    kv_full: gl.shared_memory_descriptor
+    ds: gl.shared_memory_descriptor
+    ds_full: gl.shared_memory_descriptor
+    dq: gl.shared_memory_descriptor
+    dq_full: gl.shared_memory_descriptor
+    dq_empty: gl.shared_memory_descriptor
+    T: gl.tensor
+    S: gl.tensor
+    T_padded: gl.tensor
+    H: gl.tensor
+    scale_log2: gl.tensor
+    scale: gl.tensor
+    b: gl.tensor
+    g: gl.tensor
+    s_start: gl.tensor
+    t_first: gl.tensor
+    blocks: gl.tensor
+    GROUP: gl.constexpr
+    D: gl.constexpr
+    CAUSAL: gl.constexpr
+    LAG: gl.constexpr
+    DS_BUFFERS: gl.constexpr
+    IN_REGISTERS: gl.constexpr
+
+
+@gluon.jit
+def _load(work):
+    """The loader."""
+    mbarrier.expect(work.kv_full.index(0), work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
+    load_tile(work.k_desc, [work.b, work.s_start, work.g, 0], work.kv_full.index(0), work.k)
+    for c in gl.static_range(2):
+        place = [work.b, work.s_start + 64 * c, work.g, 0]
+        load_tile(work.v_desc, place, work.kv_full.index(0), work.v.index(c))
+    i = 0
+    for member in range(work.GROUP):
+        h = work.g * work.GROUP + member
+        row = (work.b * work.H + h) * work.T_padded
+        for j in range(work.blocks):
+            t = work.t_first + 64 * j
+            work.q.load(i, work.q_desc, [work.b, t, h, 0], work.L_desc, [row + t])
+            work.do.load(i, work.do_desc, [work.b, t, h, 0], work.delta_desc, [row + t])
+            i += 1
+
+
+@gluon.jit
+def _add(work):
+    """The adder: both halves of dq of each block of queries."""
+    i = 0
+    for member in range(work.GROUP):
+        bh = work.b * work.H + work.g * work.GROUP + member
+        for j in range(work.blocks):
+            for c in gl.static_range(2):
+                mbarrier.wait(work.dq_full.index(c), i & 1)
+                add_tile(work.dq_desc, [bh, work.t_first + 64 * j, work.D // 2 * c], work.dq.index(c))
+            for c in gl.static_range(2):
+                tma.store_wait(1 - c)  # the copy of half c has left its buffer
+                mbarrier.arrive(work.dq_empty.index(c), count=1)
+            i += 1
+
+
+@gluon.jit
+def _probabilities(score, L, t, s, is_masked, work):
+    """The p of a transposed tile of scores: exp(scale q.k - L), and 0 where query t does not see key s."""
+    p = gl.exp2(score * work.scale_log2 - L[None, :])
+    if is_masked:
+        visible = s[:, None] < work.S
+        if work.CAUSAL:
+            visible = visible & (s[:, None] <= (t + (work.S - work.T))[None, :])
+        p = gl.where(visible, p, 0.0)
+    return p
+
+
+@gluon.jit
+def _give_dq(work, dq, C: gl.constexpr):
+    """Hand this warpgroup's half of dq to the adder."""
+    work.dq.index(C).reshape([64, work.D // 2]).store(dq)
+    fence_async_shared()
+    mbarrier.arrive(work.dq_full.index(C), count=1)
+
+
+@gluon.jit
+def _differentiate(work, C: gl.constexpr):
+    """Warpgroup C: dk and dv of its 64 keys, and its half of dq."""
+    D: gl.constexpr = work.D
+    LAG: gl.constexpr = work.LAG
+    BUFFERS: gl.constexpr = work.DS_BUFFERS
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
+    HALF: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D // 2, 16])
+    FACTOR: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
+    COLUMNS: gl.constexpr = gl.SliceLayout(0, SCORES)
+    dtype: gl.constexpr = work.q_desc.dtype
+    s = work.s_start + 64 * C + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+    column = gl.arange(0, 64, COLUMNS)
+    no_score = gl.zeros([64, 64], gl.float32, SCORES)
+    no_dq = gl.zeros([64, D // 2], gl.float32, HALF)
+    dk = gl.zeros([64, D], gl.float32, SUMS)
+    dv = gl.zeros([64, D], gl.float32, SUMS)
+    reaches_past_S = work.s_start + 64 * C + 64 > work.S
+    sees_all = 0  # the first query that sees all of these keys
+    if work.CAUSAL:
+        sees_all = work.s_start + 64 * C + 63 - (work.S - work.T)
+
+    keys = work.k.reshape([128, D])
+    k_half = keys.slice(D // 2 * C, D // 2, 1)
+    k = keys.slice(64 * C, 64, 0)
+    v = work.v.index(C).reshape([64, D])
+    mbarrier.wait(work.kv_full.index(0), 0)
+    if work.IN_REGISTERS:
+        k = k.load(gl.DotOperandLayout(0, SCORES, 2))
+        v = v.load(gl.DotOperandLayout(0, SCORES, 2))
+    t_start = work.t_first
+    steps = work.GROUP * work.blocks
+    for i in range(steps):
+        q = work.q.tile(i, 64, D)
+        do = work.do.tile(i, 64, D)
+        work.q.await_full(i)
+        score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
+        work.do.await_full(i)
+        dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
+        L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
+        score = warpgroup_mma_wait(1, deps=[score])
+        p = _probabilities(score, L, t_start + column, s, (t_start < sees_all) | reaches_past_S, work)
+        p_half = gl.convert_layout(p.to(dtype), FACTOR)
+        delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
+        dp = warpgroup_mma_wait(0, deps=[dp])
+        ds = (p * (dp - delta[None, :])).to(dtype)
+        dv = warpgroup_mma(p_half, do, dv, is_async=True)
+        ds_half = gl.convert_layout(ds, FACTOR)
+        work.ds.index(i % BUFFERS).slice(64 * C, 64, 0).store(ds)
+        fence_async_shared()
+        mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
+        dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+
+        j = i - LAG  # the block of queries whose dq this is; at j = -1 the product is of no use, and not used
+        buffer = (j + BUFFERS) % BUFFERS
+        mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)
+        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_half, no_dq, use_acc=False, is_async=True)
+        dv = warpgroup_mma_wait(2, deps=[dv])
+        work.do.release(i)
+        dk = warpgroup_mma_wait(1, deps=[dk])
+        work.q.release(i)
+        mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=j >= 0)
+        dq = warpgroup_mma_wait(0, deps=[dq])
+        if j >= 0:
+            _give_dq(work, dq, C)
+        t_start += 64
+        if t_start >= work.T:  # the next head of the group
+            t_start = work.t_first
+    if LAG == 1:
+        j = steps - 1
+        buffer = j % BUFFERS
+        mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1)
+        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_half, no_dq, use_acc=False, is_async=True)
+        mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1)
+        dq = warpgroup_mma_wait(0, deps=[dq])
+        _give_dq(work, dq, C)
+
+    place = [work.b, work.s_start + 64 * C, work.g, 0]
+    out = work.v.index(C)  # v is not needed any more
+    out.reshape([64, D]).store(dv.to(dtype))
+    fence_async_shared()
+    store_tile(work.dv_desc, place, out)
+    tma.store_wait(0)
+    out.reshape([64, D]).store((dk * work.scale).to(dtype))
+    fence_async_shared()
+    store_tile(work.dk_desc, place, out)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["T", "S", "T_padded", "H", "G"])
+def backward(
+    q_desc,
+    k_desc,
+    v_desc,
+    do_desc,
+    dq_desc,
+    dk_desc,
+    dv_desc,
+    L_desc,
+    delta_desc,
+    T,
+    S,
+    T_padded,
+    H,
+    G,
+    scale_log2,
+    scale,
+    GROUP: gl.constexpr,
+    D: gl.constexpr,
+    STAGES: gl.constexpr,
+    DS_LAYOUT: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    LAG: gl.constexpr,
+    IN_REGISTERS: gl.constexpr,
+    REGISTERS: gl.constexpr,
+    LOADER_REGISTERS: gl.constexpr,
+):
+    """Write dk and dv of 128 keys of one key/value head, and add to dq / scale of the queries that see them.
+
+    Descriptors are of (B, T, H, D) and (B, S, G, D) tensors in blocks of 64 rows of one head, 128 for k; of (B H, T, D)
+    for dq; of flat (B H T_padded) for L (times log2(e), +inf past T) and delta.
+    """
+    key_blocks = gl.cdiv(S, 128)
+    bg = gl.program_id(0) // key_blocks
+    s_start = gl.program_id(0) % key_blocks * 128  # causal: the keys that most queries see first
+    t_first = 0
+    if CAUSAL:
+        t_first = gl.maximum(s_start - (S - T), 0) // 64 * 64
+    blocks = gl.cdiv(T - t_first, 64)
+
+    q = make_ring(q_desc, L_desc, STAGES)
+    do = make_ring(do_desc, delta_desc, STAGES)
+    k = gl.allocate_shared_memory(k_desc.dtype, k_desc.block_shape, k_desc.layout)
+    v = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
+    DS_BUFFERS: gl.constexpr = 2 + 2 * LAG
+    ds = gl.allocate_shared_memory(q_desc.dtype, [DS_BUFFERS, 128, 64], DS_LAYOUT)
+    dq = gl.allocate_shared_memory(gl.float32, [2] + dq_desc.block_shape, dq_desc.layout)
+    work = Work(
+        q_desc,
+        k_desc,
+        v_desc,
+        do_desc,
+        dq_desc,
+        dk_desc,
+        dv_desc,
+        L_desc,
+        delta_desc,
+        q,
+        do,
+        k,
+        v,
+        make_barriers(1, 1),
+        ds,
+        make_barriers(DS_BUFFERS, 2),
+        dq,
+        make_barriers(2, 1),
+        make_barriers(2, 1),
+        T,
+        S,
+        T_padded,
+        H,
+        scale_log2,
+        scale,
+        bg // G,
+        bg % G,
+        s_start,
+        t_first,
+        blocks,
+        GROUP,
+        D,
+        CAUSAL,
+        LAG,
+        DS_BUFFERS,
+        IN_REGISTERS,
+    )
+    gl.warp_specialize(
+        [(_differentiate, (work, 0)), (_differentiate, (work, 1)), (_load, (work,)), (_add, (work,))],
+        [4, 1, 1],
+        [REGISTERS, LOADER_REGISTERS, LOADER_REGISTERS],
+    )

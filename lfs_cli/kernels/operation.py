@@ -1,0 +1,54 @@
+"""What kernels need around them: to be one operation of torch, to know whether they can run, and how many to start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lfs_cli.kernels.compatibility import AVAILABLE, INTERPRETED
+
+PROGRAMS_EACH = 4
+"""Programs of one processor of a GPU, so that some load while others compute."""
+
+
+def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that makes a function the operation ``lfs::<name>`` of torch, and gives that in its place.
+
+    Not `torch.library.custom_op`, which puts some 50 us of checks around each call. What the function returns must be
+    new tensors, and `torch.library.register_fake` has to be told their shapes.
+
+    Args:
+        name: Under `torch.ops.lfs`.
+        mutates: Names of the arguments that are changed in place.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(function, mutates_args=mutates)
+        torch.library.define(f"lfs::{name}", schema)
+        torch.library.impl(f"lfs::{name}", "CompositeExplicitAutograd", function)
+        return getattr(torch.ops.lfs, name).default
+
+    return register
+
+
+def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
+    """Say why a kernel in Triton cannot run on such tensors here, or None when it can.
+
+    Args:
+        device_type: Such as "cuda".
+        dtype: Of the numbers it reads and writes.
+    """
+    if not AVAILABLE:
+        return "Triton is not installed"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {str(dtype).removeprefix('torch.')}"
+    if device_type != "cuda" and not (INTERPRETED and device_type == "cpu"):
+        return f"it needs a CUDA GPU, and this is {device_type}"
+    return None
+
+
+def programs_for(device: torch.device) -> int:
+    """Return how many programs to launch where each takes a fixed share of the work: a few for every processor."""
+    if device.type != "cuda":
+        return 3  # few and uneven, so that tests cross every edge
+    return PROGRAMS_EACH * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,285 @@
+"""RMSNorm, and RMSNorm of a sum: the residual stream takes a sub-layer's result and is normalized for the next.
+
+Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv:1910.07467), eq. 4.
+
+Math, for one row of C channels; without a residual h = x:
+
+    h  = x + residual                 r = 1 / sqrt(mean(h^2) + epsilon)
+    n  = h r                          y = n w
+
+    g  = dy w                         dh = r (g - n mean(g n)) + what comes to h from elsewhere
+    dw = sum over rows of dy n        dx = dresidual = dh
+
+Numerics: everything between loading and storing is float32. h is rounded to its type once and normalized as rounded,
+          as it will be read by backward.
+Memory:   saves h, which the model keeps anyway, and r: one float32 a row.
+Layout:   a program owns whole rows, as many as make a tile of about `TILE` numbers, so that a sum over channels stays
+          inside it. Forward: one tile. Backward: a fixed share of the rows, with a float32 tile in registers in which
+          the parts of dw add up; each program then writes one row of a (programs, C) table, which PyTorch sums. No
+          atomics: equal runs on one GPU are bit-equal.
+Traffic:  forward reads x and residual and writes h and y, each once; backward reads h, dy and dh and writes one tensor.
+          These bytes over the memory bandwidth are the floor of the time.
+Limits:   C <= 16,384, float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton.
+Unknown:  whether it beats what torch.compile fuses; `lfs bench kernels` tells.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lfs_cli.kernels.compatibility import tl, triton
+from lfs_cli.kernels.operation import operation, programs_for, unavailable_reason
+
+MAX_CHANNELS = 16_384
+TILE = {"forward": 4096, "backward": 2048}
+"""Numbers a program works on at once: backward holds about twice as many tiles of them in registers."""
+
+
+@triton.jit
+def _forward(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    y_ptr,
+    h_ptr,
+    r_ptr,
+    R,
+    epsilon,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write y and r of BLOCK_R rows, and h where there is a residual; else both pointers are None."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.arange(0, BLOCK_C)
+    at = rows[:, None] * C + c[None, :]
+    inside = (rows < R)[:, None] & (c < C)[None, :]
+    h = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        h += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        rounded = h.to(h_ptr.dtype.element_ty)
+        tl.store(h_ptr + at, rounded, mask=inside)
+        h = rounded.to(tl.float32)
+    r = 1.0 / tl.sqrt(tl.sum(h * h, 1) * (1.0 / C) + epsilon)
+    w = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    tl.store(r_ptr + rows, r, mask=rows < R)
+    tl.store(y_ptr + at, (h * r[:, None] * w[None, :]).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward(
+    dy_ptr,
+    dh_ptr,
+    h_ptr,
+    weight_ptr,
+    r_ptr,
+    dx_ptr,
+    dweights_ptr,
+    R,
+    rows_each,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write dx of `rows_each` rows, and their part of dw. `dh_ptr`, what comes to h from elsewhere, may be None."""
+    first = tl.program_id(0).to(tl.int64) * rows_each
+    c = tl.arange(0, BLOCK_C)
+    w = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    dw = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in tl.range(0, rows_each, BLOCK_R):
+        rows = first + start + tl.arange(0, BLOCK_R)
+        at = rows[:, None] * C + c[None, :]
+        inside = (rows < R)[:, None] & (c < C)[None, :]
+        r = tl.load(r_ptr + rows, mask=rows < R, other=0.0)
+        n = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32) * r[:, None]
+        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dw += dy * n
+        g = dy * w[None, :]
+        dx = r[:, None] * (g - n * (tl.sum(g * n, 1) * (1.0 / C))[:, None])
+        if dh_ptr is not None:
+            dx += tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    tl.store(dweights_ptr + tl.program_id(0) * C + c, tl.sum(dw, 0), mask=c < C)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Scale each row to unit mean square, then each channel by its weight. Differentiable, once.
+
+    Args:
+        x: (..., C).
+        weight: (C,).
+        epsilon: Added to the mean square.
+        dtype: Of the result; by default that of ``x``.
+
+    Returns:
+        (..., C).
+
+    Raises:
+        ValueError: When ``weight`` does not fit ``x``.
+    """
+    _check(x, weight)
+    dtype = dtype or x.dtype
+    if unavailable(x, weight):
+        return reference_rms_norm(x, weight, epsilon, dtype=dtype)
+    return _RMSNorm.apply(x, None, weight, epsilon, dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, epsilon: float = 1e-5, *, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ``rms_norm(h)`` and h = ``x + residual``, in one pass over memory. Differentiable, once.
+
+    Args:
+        x: (..., C): what a sub-layer gave out.
+        residual: (..., C): the residual stream before it, often in a wider type.
+        weight: (C,).
+        epsilon: Added to the mean square.
+        dtype: Of the first result; by default that of ``x``. h has the wider type of ``x`` and ``residual``.
+
+    Returns:
+        The norm and the sum, (..., C) each.
+
+    Raises:
+        ValueError: When the shapes do not fit together.
+    """
+    _check(x, weight)
+    if x.shape != residual.shape:
+        raise ValueError(f"expected two tensors of one shape, got {tuple(x.shape)} and {tuple(residual.shape)}")
+    dtype = dtype or x.dtype
+    if unavailable(x, weight) or unavailable(residual, weight):
+        h = x + residual
+        return reference_rms_norm(h, weight, epsilon, dtype=dtype), h
+    return _RMSNorm.apply(x, residual, weight, epsilon, dtype)
+
+
+def unavailable(x: Tensor, weight: Tensor) -> str | None:
+    """Say why the kernels cannot run on these tensors, or None when they can. PyTorch takes their place then."""
+    reason = unavailable_reason(x.device.type, x.dtype) or unavailable_reason(weight.device.type, weight.dtype)
+    return reason or (f"it has at most {MAX_CHANNELS:,} channels" if x.shape[-1] > MAX_CHANNELS else None)
+
+
+def reference_rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The definition, in float32 or better. `rms_norm` has the arguments."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return (wide * r * weight).to(dtype or x.dtype)
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if weight.ndim != 1 or x.shape[-1:] != weight.shape or not len(weight):
+        raise ValueError(f"expected x (..., C) and weight (C,), got {tuple(x.shape)} and {tuple(weight.shape)}")
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        y, h, r = _forward_operation(x, residual, weight, epsilon, dtype)
+        ctx.save_for_backward(x if residual is None else h, weight, r)
+        ctx.set_materialize_grads(False)
+        ctx.types = (x.dtype, None if residual is None else residual.dtype)
+        return y if residual is None else (y, h)
+
+    @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, weight, r = ctx.saved_tensors
+        dy, dh = gradients if len(gradients) == 2 else (gradients[0], None)
+        x_type, residual_type = ctx.types
+        dweight = None
+        if dy is not None:
+            dh, dweight = _backward_operation(dy, dh, h, weight, r)
+        if dh is None:
+            return None, None, None, None, None
+        return dh.to(x_type), dh.to(residual_type) if residual_type else None, dweight, None, None
+
+
+@operation("rms_norm")
+def _forward_operation(
+    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, h (empty without a residual) and r."""
+    C = x.shape[-1]
+    R = x.numel() // C
+    y, h, r = _empty_results(x, residual, dtype)
+    block_r, block_c, warps = _blocks("forward", C)
+    if R:
+        with torch.cuda.device_of(x):
+            _forward[(triton.cdiv(R, block_r),)](
+                x.contiguous(),
+                None if residual is None else residual.contiguous(),
+                weight.contiguous(),
+                y,
+                None if residual is None else h,
+                r,
+                R,
+                epsilon,
+                C=C,
+                BLOCK_R=block_r,
+                BLOCK_C=block_c,
+                num_warps=warps,
+                enable_fp_fusion=True,
+            )
+    return y, h, r
+
+
+@torch.library.register_fake("lfs::rms_norm")
+def _(
+    x: Tensor, residual: Tensor | None, _weight: Tensor, _epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_results(x, residual, dtype)
+
+
+def _empty_results(x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    r = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    if residual is None:
+        return y, torch.empty(0, dtype=x.dtype, device=x.device), r
+    return y, torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device), r
+
+
+@operation("rms_norm_backward")
+def _backward_operation(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of h and of the weight."""
+    C = h.shape[-1]
+    R = h.numel() // C
+    block_r, block_c, warps = _blocks("backward", C)
+    tiles = triton.cdiv(R, block_r)
+    programs = min(tiles, programs_for(h.device))
+    dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    dweights = torch.empty((programs, C), dtype=torch.float32, device=h.device)
+    if R:
+        with torch.cuda.device_of(h):
+            _backward[(programs,)](
+                dy.contiguous(),
+                None if dh is None else dh.contiguous(),
+                h.contiguous(),
+                weight.contiguous(),
+                r,
+                dx,
+                dweights,
+                R,
+                triton.cdiv(tiles, programs) * block_r,
+                C=C,
+                BLOCK_R=block_r,
+                BLOCK_C=block_c,
+                num_warps=warps,
+                enable_fp_fusion=True,
+            )
+    return dx, dweights.sum(0).to(weight.dtype)
+
+
+@torch.library.register_fake("lfs::rms_norm_backward")
+def _(_dy: Tensor, _dh: Tensor | None, h: Tensor, weight: Tensor, _r: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty_like(weight)
+
+
+def _blocks(kernel: str, C: int) -> tuple[int, int, int]:
+    """Return BLOCK_R, BLOCK_C and warps: 16 numbers a thread, as far as 16 warps allow."""
+    block_c = triton.next_power_of_2(C)
+    block_r = max(1, min(32, TILE[kernel] // block_c))
+    return block_r, block_c, min(16, max(1, block_r * block_c // 512))

@@ -1,0 +1,141 @@
+"""Compile the Hopper kernels for a GPU that is not there, and print what can be read off the result, as JSON lines."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from lfs_cli.kernels import hopper_attention as hopper
+from lfs_cli.kernels import hopper_backward, hopper_forward
+
+DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+TYPES = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}
+
+
+def described(dtype: str, *block: int) -> str:
+    """The type of a descriptor, as a launch would find it."""
+    if len(block) == 1:
+        layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    else:
+        layout = gl.NVMMASharedLayout.get_default_for(list(block), TYPES[dtype])
+    return f"tensordesc<{dtype}{list(block)},{layout!r}>"
+
+
+def forward(D: int, tile: hopper.ForwardTile, dtype: str = "bf16", group: int = 1, *, causal: bool) -> dict[str, Any]:
+    registers = hopper.REGISTERS[tile.warpgroups]
+    types = dict.fromkeys(("q_desc", "o_desc"), described(dtype, 1, 64, 1, D))
+    types |= dict.fromkeys(("k_desc", "v_desc"), described(dtype, 1, tile.block_s, 1, D))
+    types |= {"L_ptr": "*fp32", "order_ptr": "*i32", "scale": "fp32"}
+    constants = {
+        "GROUP": group,
+        "WARPGROUPS": tile.warpgroups,
+        "BLOCK_S": tile.block_s,
+        "D": D,
+        "STAGES": tile.stages,
+        "CAUSAL": causal,
+        "REGISTERS": registers.computing,
+        "LOADER_REGISTERS": registers.loading,
+    }
+    return report(f"forward {D} {tile} {causal=}", hopper_forward.forward, types, constants, registers.all)
+
+
+def backward(D: int, dtype: str = "bf16", group: int = 1, *, causal: bool) -> dict[str, Any]:
+    tile, registers = hopper.BACKWARD[D], hopper.REGISTERS[2]
+    rows = ("q_desc", "v_desc", "do_desc", "dk_desc", "dv_desc")
+    types = dict.fromkeys(rows, described(dtype, 1, 64, 1, D)) | {"k_desc": described(dtype, 1, 128, 1, D)}
+    types |= dict.fromkeys(("L_desc", "delta_desc"), described("fp32", 64))
+    types |= {"dq_desc": described("fp32", 1, 64, D // 2), "scale": "fp32", "scale_log2": "fp32"}
+    constants = {
+        "GROUP": group,
+        "D": D,
+        "STAGES": tile.stages,
+        "DS_LAYOUT": gl.NVMMASharedLayout.get_default_for([128, 64], TYPES[dtype]),
+        "CAUSAL": causal,
+        "LAG": tile.lag,
+        "IN_REGISTERS": tile.in_registers,
+        "REGISTERS": registers.computing,
+        "LOADER_REGISTERS": registers.loading,
+    }
+    return report(f"backward {D} {causal=}", hopper_backward.backward, types, constants, registers.all)
+
+
+def report(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], registers: int) -> dict[str, Any]:
+    names = kernel.arg_names
+    source = GluonASTSource(
+        fn=kernel,
+        signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
+        constexprs={(names.index(n),): x for n, x in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in types if n.endswith("_ptr")},
+    )
+    options = {"num_warps": 4, "maxnreg": registers, "enable_fp_fusion": True}
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    said = log.getvalue()
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        sass = subprocess.run([DISASSEMBLER, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    return {
+        "kernel": name,
+        "warnings": sorted(set(re.findall(r"C75\d\d", said))),
+        "spilled_in_loops": spilled_in_loops(sass),
+        "shared": compiled.metadata.shared,
+        "exponentials_while_multiplying": exponentials_while_multiplying(sass),
+        **{n: len(re.findall(rf"\b{n}", sass)) for n in ("HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG")},
+    }
+
+
+def spilled_in_loops(sass: str) -> int:
+    """Count loads and stores of spilled registers in the innermost loops that multiply."""
+    lines = sass.splitlines()
+    labels = {line.strip().rstrip(":"): i for i, line in enumerate(lines) if line.strip().endswith(":")}
+    loops = []
+    for i, line in enumerate(lines):
+        jump = re.search(r"BRA.*`\((\S+)\)", line)
+        if jump and labels.get(jump[1], i) < i and any("HGMMA" in inside for inside in lines[labels[jump[1]] : i]):
+            loops.append((labels[jump[1]], i))
+    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    assert innermost
+    return sum(bool(re.search(r"\b(LDL|STL)\b", line)) for start, stop in innermost for line in lines[start:stop])
+
+
+def exponentials_while_multiplying(sass: str) -> int:
+    """Count exponentials between a wait that leaves one product under way, and the next wait, at least of any loop."""
+    counts, current = [], None
+    for line in sass.splitlines():
+        if wait := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", line):
+            if current is not None:
+                counts.append(current)
+            current = 0 if wait[1] == "1" else None
+        elif "MUFU.EX2" in line and current is not None:
+            current += 1
+    return max(counts)
+
+
+def main() -> None:
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.compilation.always_compile = True  # what comes out of the cache has no log
+    for row in (
+        forward(64, hopper.forward_tile(1024, 64, causal=True), causal=True),
+        forward(64, hopper.forward_tile(16_384, 64, causal=True), causal=True),
+        forward(128, hopper.forward_tile(16_384, 128, causal=True), causal=True),
+        forward(64, hopper.forward_tile(16_384, 64, causal=False), "fp16", 4, causal=False),
+        backward(64, causal=True),
+        backward(128, causal=True),
+        backward(64, "fp16", 4, causal=False),
+    ):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

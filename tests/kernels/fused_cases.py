@@ -1,0 +1,40 @@
+"""What the tests of fused kernels share: which types there are, and how a result is judged."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_KERNELS = INTERPRETED or torch.cuda.is_available()
+DTYPES = [torch.float32, torch.float16]
+if not INTERPRETED:  # the interpreter truncates to bfloat16 where a GPU rounds
+    DTYPES.append(torch.bfloat16)
+
+
+def randn(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
+    """Normally distributed numbers, the same on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def differentiate(function: Callable[..., Any], inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
+    """The outputs of ``function``, and the inputs' gradients for outputs' gradients that every type can hold."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    outputs = function(*leaves)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    generator = torch.Generator().manual_seed(seed)
+    upstream = [torch.randint(-8, 9, x.shape, generator=generator).to(x.device, x.dtype) / 4 for x in outputs]
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
+
+
+def assert_near(ours: Sequence[Tensor], exact: Sequence[Tensor], roundings: float = 8) -> None:
+    """Require that each result differs from float64's by a few roundings of its largest entry, or of 1."""
+    for number, (mine, right) in enumerate(zip(ours, exact, strict=True)):
+        assert mine.shape == right.shape
+        if not right.numel():
+            continue
+        allowed = roundings * torch.finfo(mine.dtype).eps * max(1.0, float(right.abs().max()))
+        error = float((mine.double() - right.double()).abs().max())
+        assert error <= allowed, f"result {number}: largest error {error:.2e} exceeds {allowed:.2e}"
