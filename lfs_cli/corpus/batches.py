@@ -19,9 +19,12 @@ from torch import Tensor
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.errors import ConfigError, DataError
 
+COPIED_TOKENS = 1 << 24
+"""Tokens that `BatchesOnDevice` copies at a time."""
+
 
 class Batches:
-    """Windows of ``context_length`` tokens with their targets, for one rank.
+    """Windows of ``context_length`` tokens with their targets, for one rank, on the CPU.
 
     Args:
         tokens: The text to draw from.
@@ -62,7 +65,7 @@ class Batches:
         # The remainder favours small starts by less than starts / 2^64. NumPy promises that these raw numbers never
         # change between its versions, which it does not for `Generator.integers`.
         starts_B = generator.random_raw(self.batch_size) % np.uint64(self.starts)
-        return gather(self.tokens, self._share(starts_B), self.context_length)
+        return self.windows(self._share(starts_B))
 
     def sequential(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield windows that do not overlap, in order: the same ones each time, for validation.
@@ -80,10 +83,50 @@ class Batches:
         for first in range(0, taken, self.batch_size):
             rows = self._share(starts[first : first + self.batch_size])
             if len(rows):
-                yield gather(self.tokens, rows, self.context_length)
+                yield self.windows(rows)
+
+    def windows(self, starts_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the windows at ``starts_B`` and the same ones a token later, as int64 (B, T) each."""
+        return gather(self.tokens, starts_B, self.context_length)
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
         return rows[len(rows) * self.rank // self.ranks : len(rows) * (self.rank + 1) // self.ranks]
+
+
+class BatchesOnDevice(Batches):
+    """The same windows, cut on the device from a copy of the whole text that lies there.
+
+    A step then sends the device the starts of its windows, B numbers, and the host touches no token.
+
+    Args:
+        batches: Which windows.
+        device: Where the text goes, 2 or 4 bytes a token, and where the windows are.
+    """
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self.__dict__.update(batches.__dict__)
+        self._is_short = self.tokens.dtype.itemsize == 2
+        # Kept as signed integers, the only ones of two bytes that every device can gather
+        kept = torch.int16 if self._is_short else torch.int32
+        self._ids = torch.empty(len(self.tokens), dtype=kept, device=device)
+        for start in range(0, len(self.tokens), COPIED_TOKENS):
+            part = np.array(self.tokens[start : start + COPIED_TOKENS])  # a copy: torch wants to be able to write
+            self._ids[start : start + len(part)] = torch.from_numpy(part.view(f"i{part.itemsize}"))
+        self._steps_T = torch.arange(self.context_length + 1, device=device)
+
+    @staticmethod
+    def bytes_of(tokens: Tokens) -> int:
+        """Return the bytes of ``tokens`` on the device."""
+        return len(tokens) * tokens.dtype.itemsize
+
+    def windows(self, starts_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        starts = torch.from_numpy(starts_B.astype(np.int64))
+        if self._ids.is_cuda:
+            starts = starts.pin_memory().to(self._ids.device, non_blocking=True)
+        window = self._ids[starts.to(self._ids.device)[:, None] + self._steps_T].long()
+        if self._is_short:
+            window &= 0xFFFF  # ids from 32,768 on are negative as int16
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
 
 def sample_batch(
@@ -138,3 +181,26 @@ def gather(tokens: Tokens, starts_B: np.ndarray, context_length: int) -> tuple[T
         tokens_BT[row] = window[:-1]
         targets_BT[row] = window[1:]
     return torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT)
+
+
+def document_lengths(tokens_BT: Tensor, end_of_text: int) -> Tensor:
+    """Return the cumulative lengths of the documents in a batch, row after row, as attention takes them.
+
+    A document begins at the start of a row and behind each end of text. Their number is not asked for, which on a GPU
+    would mean to wait for it: there is room for one at each position, and those that are left have no length.
+
+    >>> document_lengths(torch.tensor([[5, 9, 0], [7, 0, 8]]), end_of_text=0)
+    tensor([0, 3, 5, 6, 6, 6, 6])
+
+    Args:
+        tokens_BT: (B, T), integers.
+        end_of_text: Token that is the last of its document.
+
+    Returns:
+        (B T + 1,), int64, on the device of the tokens; not falling.
+    """
+    starts_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = tokens_BT[:, :-1] == end_of_text
+    total = tokens_BT.numel()
+    positions = torch.arange(total, device=tokens_BT.device).masked_fill(~starts_BT.flatten(), total)
+    return torch.cat([positions.sort().values, positions.new_full((1,), total)])

@@ -18,9 +18,9 @@ Source: Eldan & Li, "TinyStories: How small can language models be and still spe
 (arXiv:2305.07759), for what such stories are like. No text was taken over.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -28,8 +28,8 @@ from typing import Any, TypeVar
 
 from lfs_cli.corpus import sample_words as words
 from lfs_cli.corpus.sample_plots import PLOTS, Plot
-from lfs_cli.errors import DataError
-from lfs_cli.files import sync
+from lfs_cli.errors import DataError, remedy
+from lfs_cli.files import replacing
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -66,24 +66,20 @@ def write_sample(
     """
     parts = [(train_path, size_bytes, 2 * seed), (valid_path, int(size_bytes * VALID_SHARE), 2 * seed + 1)]
     total = sum(size for _, size, _ in parts)
-    drafts = [path.with_name(f".{path.name}.{os.getpid()}.draft") for path, _, _ in parts]
     finished = 0
     try:
-        for draft, (_, size, stream) in zip(drafts, parts, strict=True):
-            for done in _write(draft, size, stream):
-                if on_progress:
-                    on_progress(min(finished + done, total), total)
-            finished += size
-        for draft, (path, _, _) in zip(drafts, parts, strict=True):
-            draft.replace(path)
+        with ExitStack() as stack:
+            drafts = [stack.enter_context(replacing(path)) for path, _, _ in parts]
+            for draft, (_, size, stream) in zip(drafts, parts, strict=True):
+                for done in _write(draft, size, stream):
+                    if on_progress:
+                        on_progress(min(finished + done, total), total)
+                finished += size
     except OSError as error:
         raise DataError(
             f"cannot write the sample corpus to `{train_path.parent}`: {error.strerror}",
-            hint="free some space there, or set `LFS_DATA` to another folder",
+            hint=remedy(error) or "set `LFS_DATA` to another folder",
         ) from error
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
 
 
 def stories(seed: int) -> Iterator[str]:
@@ -95,7 +91,6 @@ def stories(seed: int) -> Iterator[str]:
 
 def _write(path: Path, size: int, seed: int) -> Iterator[int]:
     """Write stories to ``path`` until it has ``size`` bytes, yielding the bytes so far every 64 stories or so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         done = 0
         for number, story in enumerate(stories(seed), start=1):
@@ -104,7 +99,6 @@ def _write(path: Path, size: int, seed: int) -> Iterator[int]:
                 yield done
             if done >= size:
                 break
-    sync(path)
     yield done
 
 

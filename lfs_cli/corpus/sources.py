@@ -5,8 +5,9 @@ each of the two files where it came from, which revision, its sha256, bytes, lic
 can tell a whole file from a damaged one without a network.
 
 Nothing half-written is ever called `train.txt` or `valid.txt`: a file has a temporary name until its checksum is right.
-The manifest is written just before the file takes its name, so that a process killed in between leaves a record
-without its file, which the next call fetches again, and never a file without its record: that is one put by hand.
+The manifest is written just before the file takes its name, so that a process killed in between leaves a record whose
+file is complete under its temporary name, which the next call puts in its place, and never a file without its record:
+that is one put by hand.
 
 To add a dataset, add an entry to `DATASETS`.
 """
@@ -22,14 +23,24 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from lfs_cli.corpus.sample import SAMPLE_LICENCE, write_sample
 from lfs_cli.corpus.text import BLOCK_BYTES, Inspector, find_cut, unpack
-from lfs_cli.corpus.transfer import MIRROR, Remote, check_url, discard, find_on_hub, kept_bytes, receive
-from lfs_cli.errors import DataError, DownloadError
-from lfs_cli.files import replace_text
+from lfs_cli.corpus.transfer import (
+    MIRROR,
+    Remote,
+    check_url,
+    discard,
+    find_on_hub,
+    kept_bytes,
+    receive,
+    while_disk_has_room,
+)
+from lfs_cli.errors import DataError, DownloadError, remedy
+from lfs_cli.files import locked, read_json, remove_drafts, replace_text, sync
 
 TRAIN, VALID, MANIFEST = "train.txt", "valid.txt", "manifest.json"
 SPLITS = (TRAIN, VALID)
@@ -176,16 +187,32 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a dataset folder, or None when it has none. Raises DataError when it is damaged."""
     path = folder / MANIFEST
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         files = {name: FileRecord(**record) for name, record in tree["files"].items()}
-        return Manifest(tree["dataset"], files, tree.get("settings", {}))
+        manifest = Manifest(tree["dataset"], files, tree.get("settings", {}))
+        _check_manifest(manifest)
+        return manifest
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}", hint=f"move it away: `mv {path} {path}.kept`"
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(
             f"{path} is damaged: it does not hold the record of a dataset",
             hint=f"delete it (`rm {path}`): the texts beside it then count as put there by hand",
         ) from None
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Raise TypeError when a value is of another kind than what `write_manifest` was given."""
+    records, settings = manifest.files.values(), manifest.settings
+    texts = [manifest.dataset, settings.get("source", "")]
+    texts += [text for record in records for text in (record.source, record.sha256, record.licence, record.checked)]
+    sizes = [settings.get("size_bytes", 1), settings.get("seed", 0), *(record.bytes for record in records)]
+    if not all(isinstance(text, str) for text in texts) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise TypeError("a record has values of other kinds")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -204,16 +231,39 @@ def dataset_folder(folder: Path, watcher: Watcher) -> Generator[None]:
     Raises:
         DownloadError: When the folder cannot be written or the disk is full.
     """
+    with explained(folder), contextlib.ExitStack() as stack:
+        wait = partial(watcher.stage, f"waiting for another process that is writing {folder}")
+        stack.enter_context(locked(folder, on_wait=wait))
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _settle(folder, watcher)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only an empty one goes: nothing was brought
+
+
+def _settle(folder: Path, watcher: Watcher) -> None:
+    """Give the texts of a killed process that are complete by the manifest their names, and remove its other drafts."""
+    remove_drafts(folder)
+    for temporary in folder.glob("*.tmp"):
+        if temporary.name.removesuffix(".tmp") in SPLITS and _is_recorded(temporary, watcher):
+            temporary.replace(folder / temporary.name.removesuffix(".tmp"))
+            sync(folder)
+        else:
+            temporary.unlink()
+
+
+def _is_recorded(temporary: Path, watcher: Watcher) -> bool:
+    """Return whether a text under its temporary name is the one that the manifest means."""
     try:
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder, watcher):
-                for left_over in folder.glob("*.tmp"):  # of a process that was killed
-                    left_over.unlink()
-                yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only an empty one goes: nothing was brought
+        manifest = read_manifest(temporary.parent)
+    except DataError:
+        return False
+    record = manifest.files.get(temporary.name.removesuffix(".tmp")) if manifest else None
+    if record is None or record.bytes != temporary.stat().st_size:
+        return False
+    return hash_file(temporary, f"checking {temporary.name}", watcher) == record.sha256
 
 
 @contextlib.contextmanager
@@ -223,14 +273,16 @@ def explained(folder: Path) -> Generator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = _size(shutil.disk_usage(folder).free)
+            free = _size(shutil.disk_usage(folder if folder.exists() else ".").free)
             raise DownloadError(
                 f"the disk is full: {folder} needs more than the {free} that are free there",
                 hint="free some space, or set `LFS_DATA` to a folder on a larger disk, and run the same command again",
             ) from None
+        otherwise = "set `LFS_DATA` to a folder that you can read and write, such as `LFS_DATA=~/lfs-data`"
+        is_special = error.errno in (errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE)
         raise DownloadError(
             f"cannot use {error.filename or folder}: {error.strerror or error}",
-            hint="set `LFS_DATA` to a folder that you can read and write, such as `LFS_DATA=~/lfs-data`",
+            hint=(is_special and remedy(error)) or otherwise,
         ) from None
 
 
@@ -252,8 +304,8 @@ def bring(name: str, folder: Path, watcher: Watcher) -> dict[str, str]:
     remotes = {split: find_on_hub(dataset.repository, file.name, ways) for split, file in wanted.items()}
     check_disk(folder, sum(_bytes_to_write(folder, wanted[split], remotes[split]) for split in wanted))
     for split in sorted(wanted, key=lambda split: wanted[split].bytes):
-        record = _bring_file(wanted[split], remotes[split], dataset, folder / split, watcher)
-        _file_away(name, folder, {split: (_temporary(folder / split), record)})
+        draft, record = _bring_file(wanted[split], remotes[split], dataset, folder / split, watcher)
+        _file_away(name, folder, {split: (draft, record)})
         outcomes[split] = "downloaded"
     for file in dataset.files.values():
         discard(_part(folder, file.name))
@@ -362,13 +414,13 @@ def bring_own(
         check_url(source)
     else:
         source = str(_own_file(source))
-    settings = {"source": source, "valid_share": valid_share}
+    settings, part = {"source": source, "valid_share": valid_share}, _part(folder, "source")
     if _is_here_from(source, settings, name, folder, watcher):
         outcomes = inspect(name, folder, watcher, licence=licence)
         if len(outcomes) == len(SPLITS):
+            discard(part)  # of a process that was killed at its very end
             return outcomes
 
-    part = _part(folder, "source")
     train, valid = (_temporary(folder / split) for split in SPLITS)
     digest = hashlib.sha256()
 
@@ -381,7 +433,7 @@ def bring_own(
         inspector = Inspector(given)
         try:
             with train.open("wb") as file:
-                for block in unpack(chunks(), given):
+                for block in while_disk_has_room(unpack(chunks(), given), folder, given):
                     inspector.look(block)
                     file.write(block)
             inspector.finish()
@@ -435,8 +487,13 @@ def hash_file(path: Path, label: str, watcher: Watcher) -> str:
     return digest.hexdigest()
 
 
-def _bring_file(file: HubFile, remote: Remote, dataset: Dataset, path: Path, watcher: Watcher) -> FileRecord:
-    """Fetch one file of the hub, check it and leave its text at ``<path>.tmp``."""
+def _bring_file(
+    file: HubFile, remote: Remote, dataset: Dataset, path: Path, watcher: Watcher
+) -> tuple[Path, FileRecord]:
+    """Fetch one file of the hub, check it, and return where its text is and its record.
+
+    Plain text stays where it has arrived: should this process be killed, it does not have to be fetched again.
+    """
     part, temporary = _part(path.parent, file.name), _temporary(path)
     arrived, declared = _declared_hash(remote)
     text = hashlib.sha256()
@@ -461,7 +518,8 @@ def _bring_file(file: HubFile, remote: Remote, dataset: Dataset, path: Path, wat
         if file.is_packed:
             try:
                 with temporary.open("wb") as unpacked:
-                    for block in unpack(chunks(), file.name):
+                    blocks = unpack(chunks(), file.name)
+                    for block in while_disk_has_room(blocks, path.parent, file.name, announced=file.text_bytes):
                         text.update(block)
                         unpacked.write(block)
             except DataError as error:
@@ -470,15 +528,15 @@ def _bring_file(file: HubFile, remote: Remote, dataset: Dataset, path: Path, wat
         else:
             for chunk in chunks():
                 text.update(chunk)
-            part.replace(temporary)
     if text.hexdigest() != file.sha256:
         watcher.warning(
             f"`{file.name}` is whole, but not the text that this version of lfs knows: "
             "results on it do not compare with those of others"
         )
     checked = f"the {arrived.name} that the hub declares" if declared else "the size that the server declares"
-    size = temporary.stat().st_size
-    return FileRecord(remote.url, remote.revision, text.hexdigest(), size, dataset.licence, _now(), checked)
+    draft = temporary if file.is_packed else part
+    size = draft.stat().st_size
+    return draft, FileRecord(remote.url, remote.revision, text.hexdigest(), size, dataset.licence, _now(), checked)
 
 
 def _declared_hash(remote: Remote) -> tuple[Any, str]:
@@ -530,12 +588,18 @@ def _own_chunks(source: str, folder: Path, watcher: Watcher) -> Iterator[bytes]:
         remote = Remote(url=source, label=source, other_ways=ways)
         yield from receive(remote, _part(folder, "source"), show)
     else:
-        total, done = Path(source).stat().st_size, 0
+        done = 0
         with Path(source).open("rb") as file:
+            before = os.fstat(file.fileno())
             while block := file.read(BLOCK_BYTES):
                 done += len(block)
-                show(done, total)
+                show(done, before.st_size)
                 yield block
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or done != after.st_size:
+            raise DataError(
+                f"`{source}` was changed while it was read", hint="run the same command again when it is complete"
+            )
     watcher.finish_progress()
 
 
@@ -569,12 +633,16 @@ def _cut_off(path: Path, end: Path, cut: int) -> None:
 def _file_away(
     name: str, folder: Path, files: Mapping[str, tuple[Path, FileRecord]], settings: dict[str, Any] | None = None
 ) -> None:
-    """Write the records of new files, then give the files their names."""
+    """Write the records of new files, then give the files their names: from then on they are the dataset's."""
+    for temporary, _ in files.values():
+        sync(temporary)
+    sync(folder)
     manifest = read_manifest(folder) or Manifest(name)
     records = manifest.files | {split: record for split, (_, record) in files.items()}
     write_manifest(folder, Manifest(name, records, manifest.settings if settings is None else settings))
     for split, (temporary, _) in files.items():
         temporary.replace(folder / split)
+    sync(folder)
 
 
 def _record(path: Path, source: str, licence: str, checked: str, watcher: Watcher) -> FileRecord:
@@ -604,28 +672,6 @@ def _name_taken(name: str, folder: Path, by: str) -> DataError:
         f"`{name}` is taken: {folder} holds {by}",
         hint=f"choose another `--name`, or remove that text first: `rm -r {folder}`",
     )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, watcher: Watcher) -> Generator[None]:
-    """Hold ``folder`` for this process. A second one waits here, and then finds the work done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            watcher.stage(f"waiting for another process that is writing {folder}")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # some network disks have no locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import lzma
 import mmap
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,10 +22,68 @@ from lfs_cli.errors import DataError
 BLOCK_BYTES = 1 << 20
 """Bytes of text handled at a time."""
 
+_XZ, _BZIP2 = b"\xfd7zXZ\x00", b"BZh"
+XZ_MEMORY_BYTES = 1 << 28
+"""Most memory for unpacking xz, four times what `xz -9` asks for; a file may ask for 4 GiB."""
+
+
+class _Streams:
+    """Reads the xz or bzip2 streams of a file, one behind the other, as `lzma.open` and `bz2.open` do, save for two.
+
+    Memory is bounded, and damage near the start of a later stream is an error instead of the end of the text.
+
+    Args:
+        file: Packed text.
+        magic: First bytes of a stream. What follows a stream and begins otherwise is left out, as by others.
+        new: Makes what unpacks one stream.
+    """
+
+    def __init__(self, file: BinaryIO, magic: bytes, new: Callable[[], Any]) -> None:
+        self._file = file
+        self._magic = magic
+        self._new = new
+        self._stream = new()
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes of text, none at its end."""
+        while True:
+            packed = b""
+            if self._stream.eof:
+                packed = self._next_start()
+                if not packed:
+                    return b""
+                self._stream = self._new()
+            elif self._stream.needs_input:
+                packed = self._file.read(BLOCK_BYTES)
+                if not packed:
+                    raise EOFError("it ended before its end mark")
+            block = self._stream.decompress(packed, size)
+            if block:
+                return block
+
+    def _next_start(self) -> bytes:
+        """Return packed bytes from the start of the next stream on, none when there is no other."""
+        packed = self._stream.unused_data.lstrip(b"\0")  # xz may have zeros between two streams
+        while len(packed) < len(self._magic):
+            block = self._file.read(BLOCK_BYTES)
+            if not block:
+                break
+            packed = (packed + block).lstrip(b"\0")
+        return packed if self._magic.startswith(packed[: len(self._magic)]) else b""
+
+
+def _open_xz(file: BinaryIO) -> _Streams:
+    return _Streams(file, _XZ, partial(lzma.LZMADecompressor, memlimit=XZ_MEMORY_BYTES))
+
+
+def _open_bzip2(file: BinaryIO) -> _Streams:
+    return _Streams(file, _BZIP2, bz2.BZ2Decompressor)
+
+
 _UNPACKERS: dict[bytes, tuple[str, Callable[..., Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.open),
-    b"\xfd7zXZ\x00": ("xz", lzma.open),
-    b"BZh": ("bzip2", bz2.open),
+    _XZ: ("xz", _open_xz),
+    _BZIP2: ("bzip2", _open_bzip2),
 }
 _OTHER_FORMATS = (
     (0, b"PK\x03\x04", "a zip archive", "unpack it first: `unzip -p FILE > text.txt`"),
@@ -82,7 +141,7 @@ def unpack(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
         while block := file.read(BLOCK_BYTES):
             yield block
         return
-    text = cast(BinaryIO, opener(file, "rb"))
+    text = cast(BinaryIO, opener(file))
     while True:
         try:
             block = text.read(BLOCK_BYTES)
@@ -198,6 +257,11 @@ def _cuts_near(text: mmap.mmap, mark: bytes, target: int, lowest: int, highest: 
 
 def _damaged(name: str, packer: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if reason == "Memory usage limit exceeded":
+        return DataError(
+            f"`{name}` asks for more than {XZ_MEMORY_BYTES:,} bytes of memory to be unpacked",
+            hint=f"unpack it yourself if you trust it: `xz -dk {name}`",
+        )
     return DataError(
         f"`{name}` is a damaged {packer} file: {reason[:1].lower()}{reason[1:]}",
         hint="fetch it again, or unpack it as far as possible and give the text",

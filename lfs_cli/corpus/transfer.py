@@ -8,24 +8,31 @@ every mirror speaks, so that nothing depends on the optional `hf_xet`.
 While a file is on its way it is a *part*: `<name>.part` holds its first bytes, and `<name>.part.json` says which file
 they belong to. A later call with the same file asks only for the rest (`Range`). Bytes of one file are never continued
 with those of another: a file of the hub is known by its checksum, any other one by the `ETag` or `Last-Modified` of
-its server (`If-Range`), and one that has neither is fetched from its start.
+its server (`If-Range`), and one that has neither is fetched from its start. The note also has a checksum of the bytes
+that were safe on the disk when it was written: a part that was damaged meanwhile is not continued.
 """
 
 import contextlib
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from lfs_cli.errors import DownloadError
+from lfs_cli.files import replace_text
 
 CHUNK_BYTES = 1 << 20
 """Bytes read from a disk at a time."""
+
+KEPT_BYTES = 1 << 26
+"""Bytes that are brought to the disk at a time while a file arrives."""
 
 RETRIES = 4
 """Attempts after one that brought nothing new."""
@@ -36,8 +43,13 @@ PAUSE_SECONDS = 1.0
 MIRROR = "https://hf-mirror.com"
 """A public mirror of the hub, named in hints."""
 
+SPARE_BYTES = 1 << 28
+"""What a text of unknown size leaves free on its disk, or a hundredth of the disk where that is less."""
+
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = 10
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_LOOK_BYTES = 1 << 26
 
 
 class OnProgress(Protocol):
@@ -140,7 +152,7 @@ def check_url(url: str) -> str:
         host, parts = None, urlsplit("")
     if not host or parts.scheme not in ("http", "https"):
         raise DownloadError(f"`{url}` is not a web address", hint="give one that begins with `https://`")
-    if parts.scheme == "http" and host not in ("127.0.0.1", "::1", "localhost"):
+    if parts.scheme == "http" and host not in _LOOPBACK:
         secure = parts._replace(scheme="https").geturl()
         raise DownloadError(f"`{url}` is not encrypted, so anyone on the way could change it", hint=f"use `{secure}`")
     return host
@@ -193,6 +205,38 @@ def receive(remote: Remote, part: Path, on_progress: OnProgress) -> Iterator[byt
     yield from transfer.replay()
 
 
+def while_disk_has_room(blocks: Iterable[bytes], folder: Path, name: str, announced: int = 0) -> Iterator[bytes]:
+    """Pass on the ``blocks`` of a file, which are written to ``folder``, while its disk has room.
+
+    Nobody knows how much text is in a packed file before it is unpacked, or how much a server sends that does not tell:
+    it can be any amount. Some space stays free, without which other programs would fail, too.
+
+    Args:
+        blocks: What is written, in pieces.
+        folder: Where to.
+        name: What an error calls the file.
+        announced: Bytes for which room was found before.
+
+    Raises:
+        DownloadError: When too little space is left.
+    """
+    passed, left = 0, announced
+    for block in blocks:
+        left -= len(block)
+        if left < 0:
+            usage = shutil.disk_usage(folder)
+            room = usage.free - min(SPARE_BYTES, usage.total // 100)
+            if len(block) > room:
+                raise DownloadError(
+                    f"`{name}` has more than {passed:,} bytes, for which {folder} has no room",
+                    hint="free some space, or set `LFS_DATA` to a folder on a larger disk; if so much text is a "
+                    "surprise, do not trust the file",
+                )
+            left = min(_LOOK_BYTES, room // 2)
+        passed += len(block)
+        yield block
+
+
 class _InterruptedError(Exception):
     """An attempt ended early, and another one may succeed."""
 
@@ -211,9 +255,10 @@ class _Transfer:
         self.identity: str | None = remote.identity or note.get("identity")
         self.total: int | None = remote.bytes if remote.bytes is not None else note.get("bytes")
         self.received = part.stat().st_size if note else 0
-        self.handed_on = 0
+        self.handed_on = self.checksum = 0
+        self.kept = (note.get("kept", 0), note.get("crc32", 0))
         self.is_complete = self.total is not None and self.received == self.total
-        if self.total is not None and self.received > self.total:
+        if (self.total is not None and self.received > self.total) or self.received < self.kept[0]:
             self._start_over()
 
     @property
@@ -238,14 +283,25 @@ class _Transfer:
             with _open(self.remote, self.received, self.identity) as response:
                 skip = self._judge(response, host)
                 yield from self.replay()
-                with self.part.open("ab") as file:
-                    for chunk in response.iter_raw():
+                chunks = response.iter_raw()
+                if self.total is None:
+                    chunks = while_disk_has_room(chunks, self.part.parent, self.remote.label)
+                with self.part.open("ab") as file, self._keeping(file):
+                    for chunk in chunks:
                         fresh = chunk[skip:]
                         skip -= len(chunk) - len(fresh)
+                        if self.total is not None and self.received + len(fresh) > self.total:
+                            discard(self.part)
+                            raise DownloadError(
+                                f"{host} sends more than the {self.total:,} bytes that `{self.remote.label}` has",
+                                hint=f"run the same command again: it starts over; or {self.remote.other_ways}",
+                            )
                         file.write(fresh)
                         self.received += len(fresh)
                         if fresh:
                             yield self._hand_on(fresh, is_new=True)
+                        if self.handed_on - self.kept[0] >= KEPT_BYTES:
+                            self._keep(file)
             self.is_complete = self.total is None or self.received == self.total
         except OfflineModeIsEnabled:
             raise _offline(self.remote.other_ways) from None
@@ -255,6 +311,15 @@ class _Transfer:
             raise _InterruptedError(_reason(error)) from None
 
     def _hand_on(self, chunk: bytes, *, is_new: bool) -> bytes:
+        kept, checksum = self.kept
+        is_behind = self.handed_on < kept <= self.handed_on + len(chunk)
+        if is_behind and zlib.crc32(chunk[: kept - self.handed_on], self.checksum) != checksum:
+            discard(self.part)
+            raise DownloadError(
+                f"what was kept of `{self.remote.label}` is damaged: {self.part} does not fit its checksum",
+                hint=f"run the same command again: it starts over; or {self.remote.other_ways}",
+            )
+        self.checksum = zlib.crc32(chunk, self.checksum)
         self.handed_on += len(chunk)
         self.on_progress(self.handed_on, self.total or 0, is_new=is_new)
         return chunk
@@ -292,14 +357,34 @@ class _Transfer:
         if not self.received:
             self.identity = identity
             self.total = self.total if self.total is not None else total
-            note = {"url": self.remote.url, "identity": self.identity, "bytes": self.total}
-            _note(self.part).write_text(json.dumps(note), encoding="utf-8")
+            self._write_note()
             self.part.touch()
         return self.received - start
 
+    @contextlib.contextmanager
+    def _keeping(self, file: BinaryIO) -> Generator[None]:
+        """Keep what has arrived, in whatever way the connection ends."""
+        try:
+            yield
+        finally:
+            if self.handed_on > self.kept[0] and self.part.exists():  # else it was discarded
+                self._keep(file)
+
+    def _keep(self, file: BinaryIO) -> None:
+        """Bring all bytes so far to the disk, and note their checksum."""
+        file.flush()
+        os.fsync(file.fileno())
+        self.kept = (self.handed_on, self.checksum)
+        self._write_note()
+
+    def _write_note(self) -> None:
+        note = {"url": self.remote.url, "identity": self.identity, "bytes": self.total}
+        replace_text(_note(self.part), json.dumps(note | {"kept": self.kept[0], "crc32": self.kept[1]}))
+
     def _start_over(self) -> None:
         discard(self.part)
-        self.received = self.handed_on = 0
+        self.received = self.handed_on = self.checksum = 0
+        self.kept = (0, 0)
         self.total = self.remote.bytes
         self.is_complete = False
 
@@ -323,6 +408,8 @@ def _open(remote: Remote, start: int, identity: str | None) -> Generator[Any]:
                 yield response
                 return
             target = urljoin(url, response.headers["Location"])
+        if check_url(target) in _LOOPBACK and check_url(url) not in _LOOPBACK:
+            raise DownloadError(f"`{remote.url}` leads to this machine itself", hint=remote.other_ways)
         if urlsplit(target)[:2] != urlsplit(url)[:2]:
             headers.pop("authorization", None)
         url = target
@@ -356,7 +443,10 @@ def _read_note(part: Path) -> dict[str, Any]:
         note = json.loads(_note(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) and note.get("identity") and part.is_file() else {}
+    match note:
+        case {"url": str(), "identity": str(identity), "bytes": int() | None, **more} if identity and part.is_file():
+            return note if all(type(more.get(name, 0)) is int for name in ("kept", "crc32")) else {}
+    return {}
 
 
 def _belongs(note: Mapping[str, Any], remote: Remote) -> bool:

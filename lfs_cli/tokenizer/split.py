@@ -17,11 +17,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from time import perf_counter
 
 import regex
 
 from lfs_cli.errors import ConfigError, DataError, did_you_mean
-from lfs_cli.tokenizer.unicode_classes import LETTER, NUMBER, OTHER, SPACE, class_of
+from lfs_cli.tokenizer.unicode_classes import LETTER, LOWER, MARK, NUMBER, OTHER, SPACE, UPPER, class_of
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's words. From left to right, the first alternative that fits:
@@ -66,6 +67,14 @@ CUT_GPT4 = rb"(?<=[A-Za-z0-9])(?=[\t-\r ])|(?<=[\r\n])(?=[A-Za-z0-9])|" + _LETTE
 """The same for GPT-4 and GPT-4o, where punctuation takes the line ends that follow it."""
 
 
+PATIENCE_SECONDS = 2.0
+SLOWEST_CHARACTERS = 20_000
+"""Time that a foreign pattern may take for a text: so many seconds, and one for each so many characters."""
+
+LONG_S = 0x017F
+"""The long s, the one letter beyond ASCII that ends a contraction when case does not count."""
+
+
 @dataclass(frozen=True)
 class Pattern:
     """A rule that cuts text into words.
@@ -76,17 +85,19 @@ class Pattern:
         cut: Expression over UTF-8 bytes that matches, with no width, only where the text may be cut in two without
             changing a word. None when no such places are known: then only special tokens divide a text.
         spellings: Other expressions, found in files of other libraries, that cut the same words.
+        scanner: Name of the compiled loop that cuts the same words (`loops_scan.py`), None when there is none.
     """
 
     name: str
     expression: str
     cut: bytes | None = None
     spellings: tuple[str, ...] = ()
+    scanner: str | None = None
 
     def split(self, text: str) -> Iterator[str]:
         """Yield the words of ``text``, which together are all of it: what no word matches is one, too."""
         last = 0
-        for match in self._words.finditer(text):
+        for match in self._matches(text):
             if match.start() > last:
                 yield text[last : match.start()]
             if match.end() > match.start():
@@ -95,21 +106,42 @@ class Pattern:
         if last < len(text):
             yield text[last:]
 
-    def find_cut(self, data: bytes | bytearray, stop: int) -> int:
-        """Return the last place, at most ``stop``, where ``data`` may be cut; 0 when there is none.
+    def _matches(self, text: str) -> Iterator["regex.Match[str]"]:
+        """Yield the matches in ``text``. Raises DataError when the expression, perhaps a stranger's, is too slow."""
+        seconds = PATIENCE_SECONDS + len(text) / SLOWEST_CHARACTERS
+        matches = self._words.finditer(text, timeout=seconds)
+        while True:
+            began = perf_counter()
+            try:
+                match = next(matches, None)
+            except TimeoutError:
+                match, seconds = None, 0
+            seconds -= perf_counter() - began  # what the caller does with a match does not count
+            if seconds <= 0:
+                raise DataError(
+                    f"the pattern `{self.expression[:60]}` takes too long on this text",
+                    hint=f"use a tokenizer with another pattern, such as {' or '.join(PATTERNS)}",
+                )
+            if match is None:
+                return
+            yield match
+
+    def find_cut(self, data: bytes | bytearray | memoryview, stop: int, start: int = 1) -> int:
+        """Return the last place, from ``start`` to ``stop``, where ``data`` may be cut; 0 when there is none.
 
         Args:
             data: UTF-8 bytes, with at least one more byte after ``stop`` unless the text ends there.
             stop: Index into ``data``.
+            start: The same, at least 1.
         """
         if self._cuts is None:
             return 0
-        window = 1024
+        window = 64  # the nearest cut is some letters away, but for text without spaces
         while True:
-            start, found = max(1, stop - window), 0
-            for match in self._cuts.finditer(data, start, stop + 1):
+            first, found = max(start, stop - window), 0
+            for match in self._cuts.finditer(data, first, stop + 1):
                 found = match.start() if match.start() <= stop else found
-            if found or start == 1:
+            if found or first == start:
                 return found
             window *= 8
 
@@ -127,8 +159,8 @@ class Pattern:
         return re.compile(self.cut) if self.cut is not None else None
 
 
-class _PinnedGpt2(Pattern):
-    """GPT-2's pattern over the pinned classes, so that its words do not depend on the installed `regex`.
+class _PinnedPattern(Pattern):
+    """A pattern over the pinned classes, so that its words do not depend on the installed `regex`.
 
     Each character beyond ASCII is replaced by a fixed one of its class before the expression looks at it.
     """
@@ -143,19 +175,21 @@ class _StandIns(dict[int, int]):
     """Code point -> one that every version of Unicode puts into the same class; filled as characters are met."""
 
     def __missing__(self, code: int) -> int:
-        stand_in = code if code < 0x80 else _REPRESENTATIVES[class_of(code)]
+        stand_in = code if code < 0x80 or code == LONG_S else _REPRESENTATIVES[class_of(code)]
         if len(self) < 4096:
             self[code] = stand_in
         return stand_in
 
 
-_REPRESENTATIVES = {OTHER: 0x00A1, LETTER: 0x00E9, NUMBER: 0x00B2, SPACE: 0x00A0}
+_REPRESENTATIVES = {
+    OTHER: 0x00A1, UPPER: 0x00C9, LOWER: 0x00E9, LETTER: 0x4E2D, MARK: 0x0301, NUMBER: 0x00B2, SPACE: 0x00A0,
+}  # fmt: skip
 _STAND_INS = _StandIns()
 
 PATTERNS: dict[str, Pattern] = {
     pattern.name: pattern
     for pattern in (
-        _PinnedGpt2(
+        _PinnedPattern(
             "gpt2",
             GPT2,
             CUT_GPT2,
@@ -163,8 +197,9 @@ PATTERNS: dict[str, Pattern] = {
                 r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
                 r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
             ),
+            scanner="scan_gpt2",
         ),
-        Pattern(
+        _PinnedPattern(
             "cl100k",
             CL100K,
             CUT_GPT4,
@@ -172,8 +207,9 @@ PATTERNS: dict[str, Pattern] = {
                 r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
                 r"|\s*[\r\n]|\s+(?!\S)|\s",
             ),
+            scanner="scan_cl100k",
         ),
-        Pattern("o200k", O200K, CUT_GPT4),
+        _PinnedPattern("o200k", O200K, CUT_GPT4, scanner="scan_o200k"),
     )
 }
 """Patterns by the names that a config uses."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfs_cli.corpus.batches import Batches, sample_batch
+from lfs_cli.corpus.batches import Batches, BatchesOnDevice, document_lengths, sample_batch
 from lfs_cli.corpus.shards import Tokens, write_shards
 from lfs_cli.errors import ConfigError, DataError
 
@@ -32,6 +32,27 @@ def test_targets_are_the_tokens_moved_by_one() -> None:
 def test_the_windows_of_a_seed_never_change() -> None:
     first = [batches(seed=7).at(step)[0][:, 0].tolist() for step in (0, 1, 1_000_000)]
     assert first == [[452, 807, 984, 210], [445, 662, 215, 852], [64, 709, 940, 117]]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_windows_cut_on_the_device_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: type[np.unsignedinteger], device: str
+) -> None:
+    monkeypatch.setattr("lfs_cli.corpus.batches.COPIED_TOKENS", 7)
+    tokens = np.random.default_rng(0).integers(0, 65_536, 1_000).astype(dtype)  # also ids that int16 holds as negative
+    ours = batches(tokens, batch_size=6, seed=3)
+    fast = BatchesOnDevice(ours, torch.device(device))
+    assert tokens.max() > 60_000
+    assert BatchesOnDevice.bytes_of(ours.tokens) == tokens.nbytes
+    pairs = [(ours.at(step), fast.at(step)) for step in range(50)]
+    pairs += zip(ours.sequential(100), fast.sequential(100), strict=True)
+    assert len(pairs) > 60
+    for plain, quick in pairs:
+        for expected, window in zip(plain, quick, strict=True):
+            assert window.device.type == device
+            assert window.is_contiguous()
+            assert torch.equal(window.cpu(), expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -178,3 +199,17 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"`batch_size` \(4\) is not a multiple of the 3 processes") as caught:
         batches(ranks=3)
     assert caught.value.hint == "set `batch_size` to 6"
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 2), min_size=7, max_size=7), min_size=1, max_size=4))
+def test_a_document_begins_at_each_row_and_behind_each_end_of_text(rows: list[list[int]]) -> None:
+    starts = [7 * row + i for row, tokens in enumerate(rows) for i in range(7) if i == 0 or tokens[i - 1] == 0]
+
+    lengths = document_lengths(torch.tensor(rows), end_of_text=0).tolist()
+
+    assert lengths == starts + [7 * len(rows)] * (7 * len(rows) + 1 - len(starts))
+
+
+def test_the_number_of_documents_is_not_asked_of_the_device() -> None:
+    assert document_lengths(torch.zeros(2, 5, dtype=torch.int64, device="meta"), 0).shape == (11,)

@@ -1,12 +1,14 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfs_cli.corpus.shards import HEADER, Header, Tokens, write_shards
+from lfs_cli.corpus import shards
+from lfs_cli.corpus.shards import BLOCK_BYTES, HEADER_BYTES, Header, Tokens, settle, write_shards
 from lfs_cli.errors import DataError
 
 OURS = "ab" * 32
@@ -58,13 +61,17 @@ def test_reading_returns_what_was_written(tmp_path_factory, lengths, shard_token
 
 
 def test_the_bytes_of_a_shard_are_the_documented_ones(tmp_path: Path) -> None:
-    (path,) = write(tmp_path, [1, 2, 515])
-    ids = bytes([1, 0, 2, 0, 3, 2])
-    assert path.name == "train-00000.bin"
-    assert path.read_bytes() == (
-        b"LFSTOKEN\x01\x00\x02\x00" + struct.pack("<I", zlib.crc32(ids)) + b"\x03" + bytes(11) + b"\x01\0\0\0"
-        + bytes.fromhex(OURS) + ids
-    )  # fmt: skip
+    first, second = write(tmp_path, [1, 2, 515, 4], shard_tokens=3)
+    ids, last = bytes([1, 0, 2, 0, 3, 2]), bytes([4, 0])
+    after_first, after_last = zlib.crc32(ids), zlib.crc32(ids + last)
+    shards = [(first, 3, 0, ids, (0, after_first)), (second, 1, 1, last, (after_first, after_last))]
+    for path, count, number, content, entries in shards:
+        table = struct.pack("<2I", *entries)
+        fields = b"LFSTOKEN" + struct.pack("<HHIQII", 2, 2, after_last, count, number, 2) + bytes.fromhex(OURS)
+        fields += struct.pack("<I", zlib.crc32(table))
+        header = (fields + struct.pack("<I", zlib.crc32(fields))).ljust(128, b"\0")
+        assert path.name == f"train-0000{number}.bin"
+        assert path.read_bytes() == header + content + table
 
 
 def test_splits_of_one_folder_do_not_meet(tmp_path: Path) -> None:
@@ -153,21 +160,45 @@ write_shards(pathlib.Path({str(tmp_path)!r}), "train", killed(), vocab_size=1000
     assert names(tmp_path) == ["train-00000.bin"]
 
 
-def test_a_writer_killed_between_two_renames_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, range(8))
-    replace = Path.replace
+@pytest.mark.parametrize(("old", "new"), [(8, 8), (4, 11), (11, 4)], ids=["as long", "longer", "shorter"])
+def test_a_writer_killed_at_any_step_of_its_end_leaves_one_whole_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int, new: int
+) -> None:
+    """Kill it before the first, the second, ... rename or removal, until one write ends unharmed."""
+    calls = {name: getattr(Path, name) for name in ("replace", "unlink", "rmdir")}
+    outcomes = []
+    while not outcomes or outcomes[-1] != "ended":
+        folder = tmp_path / str(len(outcomes))
+        write(folder, range(old))
+        left = [len(outcomes)]
 
-    def killed(self: Path, target: Path) -> Path:
-        if self.name == "train-00001.bin":
-            raise KeyboardInterrupt
-        return replace(self, target)
+        def killing(real, left=left):
+            def step(self: Path, *rest):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+                return real(self, *rest)
 
-    monkeypatch.setattr(Path, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, range(1, 9))
-    with pytest.raises(DataError, match="two different writes") as caught:
-        Tokens.open(tmp_path, "train")
-    assert caught.value.hint == "run `lfs tokenize` again"
+            return step
+
+        with monkeypatch.context() as patch:
+            for name, real in calls.items():
+                patch.setattr(Path, name, killing(real))
+            try:
+                write(folder, range(100, 100 + new))
+                outcomes.append("ended")
+            except KeyboardInterrupt:
+                outcomes.append("killed")
+
+        tokens = Tokens.open(folder, "train")
+        tokens.verify()
+        ids = tokens[:].tolist()
+        assert ids in (list(range(old)), list(range(100, 100 + new)))
+        settle(folder, "train")
+        assert Tokens.open(folder, "train")[:].tolist() == ids
+        assert len(names(folder)) == -(-len(ids) // 4)
+        assert not [name for name in names(folder) if name.startswith(".")]
+    assert outcomes.count("killed") >= 3
 
 
 def test_a_full_disk_is_explained_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +228,9 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="Not a directory") as caught:
         write(tmp_path / "file" / "tokens", [1])
-    assert caught.value.hint == "check the folder, then run `lfs tokenize` again"
+    assert caught.value.hint == (
+        "move that file away, or set `LFS_DATA` to another folder, then run `lfs tokenize` again"
+    )
 
 
 def patched(offset: int, new: bytes) -> Callable[[Path], None]:
@@ -221,20 +254,34 @@ def removed(*shards: str) -> Callable[[Path], None]:
     return lambda folder: [(folder / shard).unlink() for shard in shards] and None
 
 
-SIZE = HEADER.size + 8
+def changed(**fields) -> Callable[[Path], None]:
+    """Give a shard other fields in its header, and the right checksum of it."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "train-00001.bin"
+        header = replace(Header.read(path), **fields)
+        path.write_bytes(header.to_bytes() + path.read_bytes()[HEADER_BYTES:])
+
+    return damage
+
+
+SIZE = HEADER_BYTES + 8 + 8
 DAMAGE = {
-    "empty": (cut(0), "is cut short: 0 of 64 bytes of header"),
-    "half a header": (cut(40), "is cut short: 40 of 64 bytes of header"),
-    "header only": (cut(HEADER.size), "is cut short: 64 bytes, 72 expected"),
-    "one byte missing": (cut(SIZE - 1), "is cut short: 71 bytes, 72 expected"),
-    "one byte too many": (patched(SIZE, b"x"), "is longer than its header says: 73 bytes, 72 expected"),
-    "another count": (patched(16, b"\x03"), "is longer than its header says: 72 bytes, 70 expected"),
+    "empty": (cut(0), "is cut short: 0 of 128 bytes of header"),
+    "half a header": (cut(40), "is cut short: 40 of 128 bytes of header"),
+    "header only": (cut(HEADER_BYTES), "is cut short: 128 bytes, 144 expected"),
+    "one byte missing": (cut(SIZE - 1), "is cut short: 143 bytes, 144 expected"),
+    "one byte too many": (patched(SIZE, b"x"), "is longer than its header says: 145 bytes, 144 expected"),
+    "another count": (patched(16, b"\x03"), "is damaged: its header does not fit its checksum"),
+    "a byte after the header's end": (patched(127, b"x"), "is damaged: its header does not fit its checksum"),
+    "a damaged table": (patched(SIZE - 1, b"x"), "is damaged: its table does not fit its checksum"),
     "a text": (patched(0, b"Once upon a time"), "is not a token shard"),
     "a short text": (lambda folder: (folder / "train-00001.bin").write_text("Once"), "is not a token shard"),
-    "a later version": (patched(8, b"\x02"), "has version 2 of the format, not 1"),
-    "an unknown type": (patched(10, b"\x08"), "has ids of the unknown type 8"),
-    "another checksum": (patched(12, b"...."), "come from two different writes"),
-    "another tokenizer": (patched(32, bytes.fromhex(OTHERS)), "by the tokenizer cdcdcdcdcdcd, and `"),
+    "an earlier version": (patched(8, b"\x01"), "has version 1 of the format, not 2"),
+    "a later version": (patched(8, b"\x03"), "has version 3 of the format, not 2"),
+    "an unknown type": (changed(dtype=np.dtype("u1")), "has ids of the unknown type 1"),
+    "another checksum": (changed(checksum=7), "come from two different writes"),
+    "another tokenizer": (changed(tokenizer_hash=OTHERS), "by the tokenizer cdcdcdcdcdcd, and `"),
     "renamed": (copied("train-00000.bin", "train-00001.bin"), "is shard 0 by its header"),
     "first missing": (removed("train-00000.bin"), "shards are missing: `"),
     "middle missing": (removed("train-00001.bin"), "shards are missing: `"),
@@ -256,11 +303,53 @@ def test_damage_is_named_with_its_file_and_a_way_out(tmp_path: Path, damage: str
     assert caught.value.hint
 
 
+def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    write(tmp_path, range(11))
+    tokens = Tokens.open(tmp_path, "train")
+    assert tokens[4:6].tolist() == [4, 5]
+    cut(SIZE - 1)(tmp_path)
+    for span in (slice(4, 6), slice(0, 11)):
+        with pytest.raises(DataError, match=r"train-00001\.bin` was changed while it was read"):
+            tokens[span]
+    assert tokens[0:4].tolist() == [0, 1, 2, 3]
+
+
 def test_a_shard_beyond_the_last_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, range(8))
-    raw = (tmp_path / "train-00001.bin").read_bytes()
-    (tmp_path / "train-00002.bin").write_bytes(raw[:24] + b"\x02" + raw[25:])
+    path = write(tmp_path, range(8))[1]
+    header = replace(Header.read(path), number=2)
+    (tmp_path / "train-00002.bin").write_bytes(header.to_bytes() + path.read_bytes()[HEADER_BYTES:])
     with pytest.raises(DataError, match=r"train-00002\.bin` is beyond the 2 shards"):
+        Tokens.open(tmp_path, "train")
+
+
+def test_a_claim_of_billions_of_shards_costs_no_time(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, range(4))
+    header = replace(Header.read(path), shards=2**32 - 1)
+    path.write_bytes(header.to_bytes() + path.read_bytes()[HEADER_BYTES:])
+    with pytest.raises(DataError, match=r"shards are missing: .*train-00003\.bin` and 4,294,967,291 more"):
+        Tokens.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize("place", [3, 40], ids=["no shard at all", "a damaged header"])
+def test_a_complete_write_that_was_damaged_before_it_was_moved_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    write(tmp_path, range(11))
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_publish", lambda folder, split: None)
+        write(tmp_path, range(50, 60))
+    flipped(tmp_path / ".train.complete", "train-00001.bin", place)
+    settle(tmp_path, "train")
+    assert Tokens.open(tmp_path, "train")[:].tolist() == list(range(11))
+
+
+def test_shards_that_do_not_follow_each_other_are_refused(tmp_path: Path) -> None:
+    """Every file is whole by its own checksums, but one has been written on its own."""
+    path = write(tmp_path, range(8))[1]
+    table = struct.pack("<2I", 0, zlib.crc32(np.arange(4, 8, dtype="<u2").tobytes()))
+    header = replace(Header.read(path), table_checksum=zlib.crc32(table))
+    path.write_bytes(header.to_bytes() + path.read_bytes()[HEADER_BYTES:-8] + table)
+    with pytest.raises(DataError, match=r"train-00001\.bin` does not continue the shard before it"):
         Tokens.open(tmp_path, "train")
 
 
@@ -280,5 +369,103 @@ def test_missing_tokens_say_how_to_make_them(tmp_path: Path, folder: str) -> Non
 def test_a_header_reads_back_as_itself(tmp_path: Path) -> None:
     (path,) = write(tmp_path, [1, 2, 3])
     header = Header.read(path)
-    assert header.to_bytes() == path.read_bytes()[: HEADER.size]
+    assert header.to_bytes() == path.read_bytes()[:HEADER_BYTES]
     assert (header.count, header.number, header.shards) == (3, 0, 1)
+
+
+BLOCK = BLOCK_BYTES // 2  # ids
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Two shards, of three and a half blocks each."""
+    folder = tmp_path_factory.mktemp("large")
+    ids = np.random.default_rng(0).integers(0, 1000, 7 * BLOCK)
+    write(folder, ids, shard_tokens=len(ids) // 2)
+    return folder, ids
+
+
+def flipped(folder: Path, name: str, offset: int) -> None:
+    raw = bytearray((folder / name).read_bytes())
+    raw[offset] ^= 0x10
+    (folder / name).write_bytes(raw)
+
+
+def test_a_damaged_block_is_found_when_it_is_read_and_not_before(large, tmp_path: Path) -> None:
+    folder, ids = Path(shutil.copytree(large[0], tmp_path / "copy")), large[1]
+    flipped(folder, "train-00001.bin", HEADER_BYTES + 2 * BLOCK_BYTES + 5)
+    tokens = Tokens.open(folder, "train")
+    start = len(ids) // 2 + 2 * BLOCK
+    assert tokens[:start].tolist() == ids[:start].tolist()
+    assert tokens[start + BLOCK :].tolist() == ids[start + BLOCK :].tolist()
+    for span in (slice(start, start + 1), slice(start + BLOCK - 1, start + BLOCK), slice(0, None)):
+        with pytest.raises(DataError) as caught:
+            tokens[span]
+        assert str(caught.value) == (
+            f"`{folder}/train-00001.bin` is damaged: block 2, bytes {HEADER_BYTES + 2 * BLOCK_BYTES:,} to "
+            f"{HEADER_BYTES + 3 * BLOCK_BYTES - 1:,}, does not fit its checksum"
+        )
+        assert caught.value.hint == "run `lfs tokenize` again"
+    with pytest.raises(DataError, match="block 2"):
+        tokens.verify()
+
+
+def test_a_block_is_read_once(large, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, read = Tokens.open(large[0], "train"), []
+    monkeypatch.setattr(
+        zlib, "crc32", lambda data, start=0, real=zlib.crc32: read.append(len(data)) or real(data, start)
+    )
+    assert len(tokens[5:6]) == len(tokens[BLOCK - 1 : BLOCK]) == 1
+    assert read == [BLOCK_BYTES]
+    assert tokens[9:9].tolist() == []
+    assert len(tokens[BLOCK - 1 : BLOCK + 1]) == 2
+    assert read == [BLOCK_BYTES] * 2
+    tokens.verify()
+    tokens.verify()
+    assert read == [BLOCK_BYTES] * 3 + [BLOCK_BYTES // 2] + [BLOCK_BYTES] * 3 + [BLOCK_BYTES // 2]
+
+
+def test_verifying_tells_how_far_it_is(large, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(shards, "_VERIFIED_AT_ONCE", 3 * BLOCK)
+    Tokens.open(large[0], "train").verify(told.append)
+    assert told == [3 * BLOCK, 6 * BLOCK, 7 * BLOCK]
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), number=st.integers(0, 1))
+def test_any_flipped_bit_is_found(large, place: float, bit: int, number: int) -> None:
+    """One bit of a shard is turned in place, and turned back after."""
+    path = large[0] / f"train-0000{number}.bin"
+    offset = int(place * path.stat().st_size)
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        try:
+            file.seek(offset)
+            file.write(bytes([byte ^ 1 << bit]))
+            with pytest.raises(DataError, match=path.name):
+                Tokens.open(large[0], "train").verify()
+        finally:
+            file.seek(offset)
+            file.write(bytes([byte]))
+    Tokens.open(large[0], "train").verify()
+
+
+def test_a_reader_that_meets_a_writer_at_its_end_reads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is between making its write count and moving it when the reader lists the shards, and done after."""
+    write(tmp_path, range(11))
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_publish", lambda folder, split: None)
+        write(tmp_path, range(50, 60))
+    real = Header.read.__func__
+    opened = []
+
+    def read(cls, path: Path) -> Header:
+        opened.append(path)
+        if len(opened) == 3:
+            settle(tmp_path, "train")
+        return real(cls, path)
+
+    monkeypatch.setattr(Header, "read", classmethod(read))
+    assert Tokens.open(tmp_path, "train")[:].tolist() == list(range(50, 60))

@@ -8,8 +8,10 @@ import random
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import COMMIT, Hub, serve
@@ -268,6 +270,61 @@ def test_a_part_that_is_too_long_is_fetched_again(hub: Hub, tmp_path: Path) -> N
     assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
 
 
+@pytest.mark.parametrize("name", ["plain", "mine"])
+def test_a_part_that_was_damaged_meanwhile_is_not_continued(
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bring_it() -> None:
+        fetch(name, tmp_path / name) if name == "plain" else own(hub.web("far_train.txt"), tmp_path / name)
+
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [60_000] if name == "mine" else [10**9, 60_000]
+    with pytest.raises(DownloadError, match="broke off after 60,000"):
+        bring_it()
+    (part,) = (tmp_path / name).glob("*.part")
+    with part.open("r+b") as file:
+        file.seek(59_990)
+        file.write(b"\0")
+
+    with pytest.raises(DownloadError, match=r"is damaged: .* does not fit its checksum"):
+        bring_it()
+    assert not part.exists()
+    bring_it()
+    assert TRAIN_TEXT in (b"".join(texts(tmp_path / name)), texts(tmp_path / name)[0])
+
+
+NOTES = [
+    "",
+    "[]",
+    "{}",
+    '{"url": 1}',
+    '{"identity": 7}',
+    '{"bytes": "9"}',
+    '{"kept": "x"}',
+    '{"crc32": null}',
+    '{"kept": -9}',
+]
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_strange_note_beside_a_part_does_no_harm(
+    note: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "RETRIES", -1)
+    hub.faults.cut_after = [60_000]
+    with pytest.raises(DownloadError):
+        own(hub.web("far_train.txt"), tmp_path / "mine")
+    path = tmp_path / "mine" / "source.part.json"
+    try:
+        path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(note)))
+    except (ValueError, TypeError):
+        path.write_text(note)
+
+    own(hub.web("far_train.txt"), tmp_path / "mine")
+
+    assert b"".join(texts(tmp_path / "mine")) == TRAIN_TEXT
+
+
 def test_a_busy_server_is_asked_again(hub: Hub, tmp_path: Path) -> None:
     hub.faults.statuses = [503, 429, 500]
 
@@ -338,6 +395,156 @@ def test_a_redirect_to_an_unencrypted_server_is_refused(hub: Hub, tmp_path: Path
 
     with pytest.raises(DownloadError, match="is not encrypted"):
         fetch("plain", tmp_path / "plain")
+
+
+def test_a_redirect_from_elsewhere_to_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stranger's server must not make us ask what only this machine may be asked."""
+    asked = []
+
+    class Session:
+        @contextmanager
+        def stream(self, method: str, url: str, **options: object) -> Iterator[SimpleNamespace]:
+            asked.append(url)
+            location = "http://127.0.0.1:631/admin" if len(asked) > 1 else "https://cdn.example/text.txt"
+            yield SimpleNamespace(has_redirect_location=True, headers={"Location": location})
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    with pytest.raises(DownloadError, match=r"`https://example\.com/text\.txt` leads to this machine itself"):
+        own("https://example.com/text.txt", tmp_path / "mine")
+    assert asked == ["https://example.com/text.txt", "https://cdn.example/text.txt"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("http://localhost:{port}/datasets/a/b/resolve/main/far_train.txt", "leads in a circle"),
+        ("/datasets/a/b/resolve/main/far_train.txt", "Exceeded 20 redirects"),
+        ("ftp://example.com/x", "is not a web address"),
+        ("https://", "is not a web address"),
+    ],
+)
+def test_a_redirect_that_leads_nowhere_is_refused(hub: Hub, tmp_path: Path, target: str, message: str) -> None:
+    hub.faults.redirect_to = target.format(port=hub.port)
+    with pytest.raises(DownloadError, match=message):
+        fetch("plain", tmp_path / "plain")
+    assert len(hub.log) < 30
+    assert not (tmp_path / "plain").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_a_server_that_sends_more_than_it_announced_is_refused(name: str, hub: Hub, tmp_path: Path) -> None:
+    hub.faults.extra_body = 10_000_000
+    with pytest.raises(DownloadError, match=r"sends more than the [\d,]+ bytes") as caught:
+        fetch(name, tmp_path / name)
+    assert "it starts over" in caught.value.hint
+    assert not (tmp_path / name).exists()
+
+
+def disk_of(size: int, folder: Path) -> Callable[[object], SimpleNamespace]:
+    """Return a `shutil.disk_usage` of a disk of ``size`` bytes that holds what is in ``folder``."""
+
+    def usage(_: object) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return SimpleNamespace(total=size, free=size - used)
+
+    return usage
+
+
+def test_a_server_without_a_length_cannot_fill_the_disk(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.faults.extra_body = 12_000_000
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(10_000_000, tmp_path))
+    with pytest.raises(DownloadError, match=r"has more than .* bytes, for which .* has no room"):
+        own(hub.web("far_train.txt"), tmp_path / "mine")
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 10_000_000
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress], ids=["gz", "xz", "bz2"])
+def test_a_bomb_cannot_fill_the_disk(pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = tmp_path / "bomb"
+    bomb.write_bytes(pack(b"all work and no play\n" * 200_000))
+    monkeypatch.setattr(shutil, "disk_usage", disk_of(2_000_000, tmp_path))
+    with pytest.raises(DownloadError, match=r"bomb` has more than [\d,]+ bytes, for which .* has no room") as caught:
+        own(bomb, tmp_path / "mine")
+    assert "do not trust the file" in caught.value.hint
+    assert not (tmp_path / "mine").exists()
+
+
+def test_packed_text_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3}]
+    (tmp_path / "mine.xz").write_bytes(lzma.compress(b"small", filters=filters))
+    with pytest.raises(DataError, match="asks for more than 268,435,456 bytes of memory"):
+        own(tmp_path / "mine.xz", tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress], ids=["gz", "xz", "bz2"])
+def test_damage_in_the_second_stream_of_a_packed_text_is_found(pack, tmp_path: Path) -> None:
+    first, second = pack(TRAIN_TEXT), pack(VALID_TEXT)
+    assert b"".join(unpack([first + bytes(8) + second], "text")) == TRAIN_TEXT + VALID_TEXT
+    middle = len(second) // 2
+    for damaged in (second[:middle], second[:middle] + b"nonsense" + second[middle:], second[:2], second[:8] + b"x"):
+        for chunks in ([first, damaged], [first + damaged]):
+            with pytest.raises(DataError, match="is a damaged"):
+                list(unpack(chunks, "text"))
+
+
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_a_text_whose_process_was_killed_before_the_last_rename_is_not_fetched_again(
+    name: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace = tmp_path / name, Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == "train.txt":
+            kept.append(shutil.copytree(folder, tmp_path / "kept"))  # before the cleaning up that a killed one lacks
+        return replace(self, target)
+
+    kept: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        fetch(name, folder)
+    shutil.rmtree(folder)
+    kept[0].rename(folder)
+    assert not (folder / "train.txt").exists()
+    hub.log.clear()
+
+    fetch(name, folder)
+
+    assert hub.transfers() == []
+    assert texts(folder) == (TRAIN_TEXT, VALID_TEXT)
+    assert names(folder) == WHOLE
+
+
+def test_own_text_that_was_complete_when_its_process_was_killed_is_taken(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first rename, between the two, and before the part is thrown away."""
+    folder, replace = tmp_path / "mine", Path.replace
+    states: list[Path] = []
+
+    def keep() -> None:
+        states.append(shutil.copytree(folder, tmp_path / f"state-{len(states)}"))
+
+    def kept_replace(self: Path, target: Path) -> Path:
+        if target.suffix == ".txt":
+            keep()
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", kept_replace)
+        patch.setattr(sources, "discard", lambda part: keep())
+        own(hub.web("far_train.txt"), folder)
+    assert len(states) == 3
+    hub.log.clear()
+    for state in states:
+        shutil.rmtree(folder)
+        state.rename(folder)
+        assert own(hub.web("far_train.txt"), folder) == {"train.txt": "verified", "valid.txt": "verified"}
+        assert b"".join(texts(folder)) == TRAIN_TEXT
+        assert names(folder) == WHOLE
+    assert hub.log == []
 
 
 def test_what_a_killed_process_left_is_cleared_away(hub: Hub, tmp_path: Path) -> None:
@@ -716,7 +923,11 @@ def test_the_first_invalid_byte_is_the_one_that_python_names(data: bytes, sizes:
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=st.binary(max_size=200), size=st.integers(1, 50), pack=st.sampled_from([gzip.compress, bz2.compress]))
+@given(
+    data=st.binary(max_size=200),
+    size=st.integers(1, 50),
+    pack=st.sampled_from([gzip.compress, lzma.compress, bz2.compress]),
+)
 def test_unpacking_does_not_depend_on_how_the_bytes_arrive(data: bytes, size: int, pack) -> None:
     packed = pack(data)
     chunks = [packed[i : i + size] for i in range(0, len(packed), size)]

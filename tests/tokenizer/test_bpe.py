@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-from awkward_texts import any_bytes, for_all, texts
+from awkward_texts import AWKWARD, any_bytes, for_all, texts
 from hypothesis import strategies as st
 
 from lfs_cli.errors import DataError
-from lfs_cli.tokenizer import Tokenizer, blocks, bpe, learn_bpe
+from lfs_cli.tokenizer import PATTERNS, Tokenizer, arrays, blocks, bpe, encoder, learn_bpe
 from lfs_cli.tokenizer.bpe import merge_ids, merge_word
 from lfs_cli.tokenizer.learn import learn_reference
-from lfs_cli.tokenizer.split import GPT2
+from lfs_cli.tokenizer.split import GPT2, Pattern
 
 BYTES = {id: bytes([id]) for id in range(256)}
 CORPUS = (
@@ -52,7 +52,7 @@ def encode_by_definition(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def in_plain_python(tokenizer: Tokenizer, data: bytes) -> list[int]:
-    return [id for ids in tokenizer._encode_words(data) for id in ids]
+    return [id for ids in tokenizer._encode_words(data, tokenizer._specials) for id in ids]
 
 
 def test_the_example_of_the_docstring() -> None:
@@ -126,6 +126,62 @@ def test_special_tokens_are_one_id_and_text_when_not_asked_for(tokenizer: Tokeni
     assert tokenizer.encode("a<|endoftext|>b") == [97, end, 98]
     plain = Tokenizer(BYTES, [])
     assert plain.encode("<|endoftext|>") == list(b"<|endoftext|>")
+
+
+SPECIALS = ["<|e|>", "<|e|><|e|>", "<|pad|>", "zz"]
+
+
+@pytest.fixture(scope="module")
+def special() -> Tokenizer:
+    """A tokenizer with four special tokens from 256 on."""
+    return Tokenizer(BYTES, [], SPECIALS)
+
+
+def test_special_tokens_may_be_ignored(special: Tokenizer) -> None:
+    assert special.encode("a<|e|>zz", special="ignore") == list(b"a<|e|>zz")
+
+
+def test_special_tokens_may_be_forbidden(special: Tokenizer) -> None:
+    assert special.encode("a<|e |>z", special="forbid") == list(b"a<|e |>z")
+    with pytest.raises(DataError, match=r"the special token `<\|e\|><\|e\|>` at character 2$") as caught:
+        special.encode("é <|e|><|e|>", special="forbid")
+    assert 'special="ignore"' in (caught.value.hint or "")
+
+
+def test_some_special_tokens_may_be_allowed(special: Tokenizer) -> None:
+    text = "<|e|><|e|>zz<|pad|>"
+    assert special.encode(text, special=["<|e|>", "zz"]) == [256, 256, 259, *b"<|pad|>"]
+    assert special.encode(text, special=()) == list(text.encode())
+
+
+def test_an_unknown_special_token_is_named(special: Tokenizer) -> None:
+    with pytest.raises(DataError, match=r"`<\|pat\|>` is no special token") as caught:
+        special.encode("a", special=["<|pat|>"])
+    assert caught.value.hint == "did you mean `<|pad|>`?"
+
+
+@pytest.mark.parametrize("policy", ["allow", "ignore", ["<|e|>"], []], ids=str)
+def test_special_tokens_are_chosen_as_tiktoken_does(special: Tokenizer, policy: str | list[str]) -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: id for id, token in BYTES.items()}
+    ids = dict(special.special_ids)
+    theirs = tiktoken.Encoding("specials", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=ids)
+    allowed = {"allow": "all", "ignore": set()}.get(str(policy), policy)
+    for text in ("<|e|>", "a<|e|> <|e|>zz <|pad|>", "zzz<|e|", "<<|e|>>", "  <|e|>  "):
+        chosen = allowed if allowed == "all" else set(allowed)
+        assert special.encode(text, special=policy) == theirs.encode(
+            text, allowed_special=chosen, disallowed_special=()
+        )
+
+
+@for_all(pieces=st.lists(st.sampled_from([*SPECIALS, "<|", "<", "z", "é", " "]), max_size=20))
+def test_parts_are_found_alike_with_and_without_loops(special: Tokenizer, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    for policy in ("allow", "ignore", ["<|e|><|e|>", "zz"]):
+        expected = special.encode(text, special=policy)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bpe, "COMPILED_BYTES", 0)
+            assert special.encode(text, special=policy) == expected
 
 
 def test_overlapping_special_tokens_take_the_longest() -> None:
@@ -222,6 +278,49 @@ def test_a_long_word_costs_near_linear_time(tokenizer: Tokenizer) -> None:
     assert time.process_time() - started < 5
 
 
+@for_all(text=texts)
+def test_offsets_are_where_the_tokens_stand(tokenizer: Tokenizer, text: str) -> None:
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert len(ids) == len(offsets)
+    data, at = text.encode(), 0
+    for id, (start, stop) in zip(ids, offsets, strict=True):
+        token = tokenizer.vocab[id]
+        first, last = at, at + len(token) - 1  # bytes of the token; the span has all characters that they are part of
+        assert len(text[:start].encode()) <= first < len(text[: start + 1].encode())
+        assert len(text[: stop - 1].encode()) <= last < len(text[:stop].encode())
+        at += len(token)
+    assert at == len(data)
+
+
+def test_offsets_count_surrogates_as_str_does() -> None:
+    ids, offsets = Tokenizer(BYTES, []).encode_with_offsets("a\ud83d\ude00\ud800é")
+    assert bytes(ids) == "a😀\ufffdé".encode()
+    assert offsets == [(0, 1), *[(1, 3)] * 4, *[(3, 4)] * 3, *[(4, 5)] * 2]
+
+
+def test_offsets_of_words_are_those_of_tokenizers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer.from_file(str(tokenizer.save(tmp_path)))
+    theirs.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    text = CORPUS.replace("😀", "")  # where tokens are whole characters both say the same
+    whole = [(start, stop) for start, stop in tokenizer.encode_with_offsets(text)[1] if text[start:stop].isascii()]
+    found = [(start, stop) for start, stop in theirs.encode(text).offsets if text[start:stop].isascii()]
+    assert whole == found
+
+
+def test_arrays_of_many_texts(tokenizer: Tokenizer) -> None:
+    documents = [CORPUS, "", "the sea", b"caf\xc3\xa9 \xff", "<|endoftext|>", ""]
+    ids, ends = tokenizer.encode_arrays(documents)
+    starts = [0, *ends[:-1]]
+    each = [ids[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+    assert ids.dtype == np.uint16
+    assert each[:3] + each[4:] == [tokenizer.encode(text) for text in (CORPUS, "", "the sea", "<|endoftext|>", "")]
+    assert tokenizer.decode_bytes(each[3]) == b"caf\xc3\xa9 \xff"
+    assert tokenizer.encode_batch([CORPUS, "", "a"]) == [tokenizer.encode(text) for text in (CORPUS, "", "a")]
+    assert tokenizer.encode_batch([]) == []
+
+
 def test_short_texts_need_neither_numba_nor_torch() -> None:
     script = (
         "import sys; from lfs_cli.tokenizer import Tokenizer; "
@@ -250,13 +349,20 @@ class TestCompiled:
     def test_texts(self, tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.encode(text) == in_plain_python(tokenizer, bpe.to_utf8(text))
 
-    @for_all(words=st.lists(st.text("ab", min_size=1, max_size=16), max_size=60))
-    def test_words_that_share_a_slot(self, crowded: Tokenizer, words: list[str]) -> None:
-        fresh = Tokenizer(crowded.vocab, crowded.merges)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lfs_cli.tokenizer.fast.CACHE_SLOTS", 1)
-            text = "".join(f" wonderful{word} wonderful{word[:1]}" for word in words)
-            assert fresh.encode(text) == in_plain_python(crowded, text.encode())
+    @pytest.mark.parametrize("most", [6, 9])
+    def test_tables_of_words_grow_and_are_emptied(
+        self, crowded: Tokenizer, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        """With tables so small that words share slots, and everything is full again and again."""
+        for name in ("SHORT_BITS", "MIDDLE_BITS", "LONG_BITS"):
+            monkeypatch.setattr(encoder, name, (5, most))
+        for module in (arrays, encoder):
+            monkeypatch.setattr(module, "ARENA_BYTES", (1 << 12, 1 << 13))
+        monkeypatch.setattr(encoder, "POOL_IDS", (1 << 12, 1 << 13))
+        fresh, random = Tokenizer(crowded.vocab, crowded.merges), np.random.default_rng(0)
+        words = [of_letters(size, seed).decode() for seed, size in enumerate(random.integers(1, 70, 400))]
+        text = " ".join(random.choice(words, 20_000))
+        assert fresh.encode(text) == in_plain_python(crowded, text.encode())
 
     @for_all(data=any_bytes)
     def test_any_bytes(self, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
@@ -270,6 +376,12 @@ class TestCompiled:
         text = of_letters(length, seed).decode()
         assert crowded.encode(text) == in_plain_python(crowded, text.encode())
 
+    @for_all(length=st.integers(65, 3000), seed=st.integers(0, 2**32 - 1))
+    def test_long_words_of_a_token_numbered_0(self, crowded: Tokenizer, length: int, seed: int) -> None:
+        vocab = {**crowded.vocab, 0: crowded.vocab[256], 256: b"\0"}
+        text, own = of_letters(length, seed).decode(), Tokenizer(vocab, crowded.merges)
+        assert own.encode(text) == in_plain_python(own, text.encode())
+
     @pytest.mark.parametrize("workers", [1, 2, 5])
     @pytest.mark.parametrize("block_bytes", [1, 50, 333, 4096, 1 << 20])
     def test_threads_and_blocks_change_nothing(
@@ -281,6 +393,65 @@ class TestCompiled:
         monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
         ids = np.concatenate(list(tokenizer.encode_file(path, workers=workers)))
         assert ids.tolist() == in_plain_python(tokenizer, text.encode())
+
+    def test_threads_do_not_write_where_others_do(self) -> None:
+        """Every byte is one id here, so that each part of the ids is full."""
+        plain = Tokenizer(BYTES, [], ["<|e|>"])
+        texts = ["abc\x00" * 9, "", "<|e|><|e|>", "é" * 50, "x"] * 40
+        ids, ends = plain.encode_arrays(texts, threads=7)
+        assert ids.tolist() == [id for text in texts for id in in_plain_python(plain, text.encode())]
+        assert ends.tolist() == np.cumsum([len(plain.encode(text)) for text in texts]).tolist()
+
+    @pytest.mark.parametrize("name", PATTERNS)
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    def test_arrays_are_the_same_for_all_patterns_and_threads(
+        self, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str, threads: int
+    ) -> None:
+        monkeypatch.setattr(encoder, "PIECE_BYTES", (70, 70))
+        own = Tokenizer(tokenizer.vocab, tokenizer.merges, tokenizer.special_tokens, pattern=name)
+        random = np.random.default_rng(0)
+        documents = ["".join(random.choice(AWKWARD, size)) for size in random.integers(0, 300, 40)]
+        documents += ["x" * 3000, "中" * 500, CORPUS * 3, "<|endoftext|>" * 9, ""]
+        expected = [in_plain_python(own, text.encode()) for text in documents]
+        assert own.encode_batch(documents, threads=threads) == expected
+        assert own.encode_array("".join(documents), threads=threads).tolist() == in_plain_python(
+            own, "".join(documents).encode()
+        )
+
+    def test_large_ids_take_more_room(self, tokenizer: Tokenizer) -> None:
+        """Ids of four bytes, of which a word has less room before they go to the pool."""
+        shift = 90_000
+        vocab = {id if id < 256 else id + shift: token for id, token in tokenizer.vocab.items()}
+        large = Tokenizer(vocab, tokenizer.merges, tokenizer.special_tokens)
+        text = (CORPUS + "zqxjk" * 30 + " antidisestablishmentarianism " + "qwertzuiop" * 2) * 3
+        ids = large.encode_array(text)
+        assert ids.dtype == np.uint32
+        assert [id if id < 256 else id - shift for id in ids.tolist()] == tokenizer.encode(text)
+        assert ids.tolist() == in_plain_python(large, text.encode())
+
+    def test_any_other_pattern_gives_arrays_too(self, tokenizer: Tokenizer) -> None:
+        own = Tokenizer(tokenizer.vocab, tokenizer.merges, pattern=Pattern("letters", r"[a-z]+|."))
+        ids, ends = own.encode_arrays([CORPUS, "the sea"], threads=2)
+        assert (ids.dtype, ids[: ends[0]].tolist()) == (np.uint16, own.encode(CORPUS))
+        own.prepare()
+        assert own._encoder is None
+
+    def test_prepared_desks_are_used(self, tokenizer: Tokenizer) -> None:
+        own = Tokenizer(tokenizer.vocab, tokenizer.merges)
+        own.prepare(threads=2)
+        assert own.encode("the sea" * 1000) == in_plain_python(own, b"the sea" * 1000)
+
+    def test_nothing_behind_a_text_is_read(self, tokenizer: Tokenizer) -> None:
+        """Words at the end of a text, with something else behind it in memory that must not matter."""
+        for size in (*range(1, 40), 63, 64, 65, 1000, 1023, 1024, 1087, 1088, 1089, 1150):
+            data = (b"the other, then 12 \xe4\xb8\xad's  " * 60)[:size]
+            for behind in (b"", b"s", b"'s", b" ", b"\x80\x80"):
+                rows = np.array([[arrays.text_at(whole := data + behind)[0], size]], np.int64)
+                assert tokenizer._compiled().encode(rows)[0].tolist() == in_plain_python(tokenizer, data), (
+                    size,
+                    behind,
+                    whole,
+                )
 
     def test_a_word_of_many_megabytes(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
         path = tmp_path / "line.txt"
@@ -305,6 +476,16 @@ def test_gpt2_ids_are_those_of_tiktoken(gpt2: Tokenizer, tiktoken_gpt2, text: st
 @pytest.mark.parametrize("text", ["a\ud800b", "\ud83d\ude00", "x" * 5000, "\n" * 300, " " * 301 + "y"])
 def test_gpt2_ids_of_odd_texts_are_those_of_tiktoken(gpt2: Tokenizer, tiktoken_gpt2, text: str) -> None:
     assert gpt2.encode(text) == tiktoken_gpt2.encode(text, allowed_special="all")
+
+
+def test_gpt2_ids_of_all_its_tokens_are_those_of_tiktoken(gpt2: Tokenizer, tiktoken_gpt2) -> None:
+    """Each token in words of all lengths, with all merges in the tables of the loops."""
+    random = np.random.default_rng(0)
+    tokens = [token.decode("utf-8", "ignore") for token in gpt2.vocab.values()]
+    text = "".join(random.permutation(tokens)) + " ".join(random.permutation(tokens))
+    assert len(text) > bpe.KEPT_BYTES / 2
+    gpt2.prepare()
+    assert gpt2.encode_array(text).tolist() == tiktoken_gpt2.encode(text, allowed_special="all")
 
 
 @pytest.fixture(scope="module")
