@@ -1,6 +1,8 @@
-"""Which device and type a run computes with, decided once and passed down from there."""
+"""Which device and type a run computes with, decided once and passed down from there; and a device that is full."""
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 
 import torch
 
@@ -37,8 +39,28 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+def choose_compile(asked: bool | str, device: torch.device) -> bool:
+    """Return whether to compile: `auto` does where torch.compile has what it needs, a CUDA GPU and Triton."""
+    return device.type == "cuda" and find_spec("triton") is not None if asked == "auto" else bool(asked)
+
+
 def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Return the context in which matrix products use ``dtype`` while weights and sums stay float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` means that an allocation was refused, by CUDA, MPS, or the system."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what a failed attempt left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -4,7 +4,8 @@
     silu     down(silu(up(x)))
     relu2    down(relu(up(x))^2)                 silu(z) = z sigmoid(z)
 
-At equal size, `swiglu` has F = 8/3 C and the other two F = 4 C.
+At equal size, `swiglu` has F = 8/3 C and the other two F = 4 C. The last matrix of each is called `down`: with
+`model.zero_init` it starts at zero.
 
 Sources: Shazeer, "GLU Variants Improve Transformer", 2020 (arXiv:2002.05202), eq. 6: gate, up, down are its W, V, W2.
          So et al., "Primer", 2021 (arXiv:2109.08668), section 3, for the squared ReLU.

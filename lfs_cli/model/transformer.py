@@ -7,12 +7,26 @@
 Every part is named by a ModelConfig, so each ablation of CS336 is a config: `norm=none`, `norm_position=post`,
 `positions=none`, `feed_forward=silu`.
 
+Options that speed training up, each off by default and a value in the config:
+
+    zero_init          W_output = W_down = 0 at the start, so that x passes through every block unchanged
+    logit_softcap      logits c tanh(logits / c): no token ever gets more than c
+    embedding_norm     x <- norm(x) before the first block
+    embedding_skip     x <- a x + b embedding, at the head of each block, with a = 1 and b = 0 to begin with
+    value_embeddings   n more tables of token vectors; the values of block i < n, and of block L - n + i, become
+                       a v + b table_i[token], with a = b = 1/2 to begin with
+    window             blocks see the latest positions only (`attention.py`)
+
 A tied head is the embedding itself. Its entries then start from N(0, 1 / C) instead of N(0, 1): what the last norm
 gives out has unit size, so the logits start with unit size too and the first loss is near log V.
 
 Source: Vaswani et al., "Attention Is All You Need", 2017 (arXiv:1706.03762), as Stanford's CS336 builds it, 2026:
-pre-norm (Xiong et al., arXiv:2002.04745), RMSNorm, RoPE, SwiGLU, no biases.
+pre-norm (Xiong et al., arXiv:2002.04745), RMSNorm, RoPE, SwiGLU, no biases. The soft cap is Gemma 2's (2024,
+arXiv:2408.00118, section 2); a zero output is in Zhang et al., "Fixup Initialization", 2019 (arXiv:1901.09321), rule 1;
+norm, skip and tables of the embedding are from the records of Jordan et al., modded-nanoGPT, 2024.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +34,7 @@ from torch import Tensor, nn
 from lfs_cli.config import ModelConfig
 from lfs_cli.model.attention import Attention, resolve_attention
 from lfs_cli.model.cache import KVCache
+from lfs_cli.model.checkpointing import checkpointed
 from lfs_cli.model.feed_forward import FEED_FORWARDS
 from lfs_cli.model.layers import Embedding, Linear
 from lfs_cli.model.norm import NORMS
@@ -48,15 +63,34 @@ class Block(nn.Module):
             epsilon=config.norm_epsilon,
             backend=config.attention,
             layer=layer,
+            window=config.layer_window(layer),
+            mixes_values=config.value_table(layer) is not None,
         )
         self.feed_forward_norm = NORMS.create(config.norm, config.width, config.norm_epsilon)
         self.feed_forward = FEED_FORWARDS.create(config.feed_forward, config.width, config.feed_forward_width)
+        self.skip_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_skip else None
+        if config.zero_init:
+            nn.init.zeros_(self.attention.output.weight)
+            nn.init.zeros_(self.feed_forward.down.weight)
 
-    def forward(self, x_BTC: Tensor, positions: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        documents: Tensor | None = None,
+        embedding_BTC: Tensor | None = None,
+        value_BTC: Tensor | None = None,
+    ) -> Tensor:
+        if self.skip_mix is not None and embedding_BTC is not None:
+            stream, skip = self.skip_mix.to(x_BTC.dtype)
+            x_BTC = stream * x_BTC + skip * embedding_BTC
+        attend = partial(self.attention, positions=positions, cache=cache, documents=documents, value_BTC=value_BTC)
         if self.is_pre_norm:
-            x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), positions, cache)
+            x_BTC = x_BTC + attend(self.attention_norm(x_BTC))
             return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
-        x_BTC = self.attention_norm(x_BTC + self.attention(x_BTC, positions, cache))
+        x_BTC = self.attention_norm(x_BTC + attend(x_BTC))
         return self.feed_forward_norm(x_BTC + self.feed_forward(x_BTC))
 
 
@@ -75,37 +109,56 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer, rope) for layer in range(config.layers))
         self.norm = NORMS.create(config.norm, config.width, config.norm_epsilon)
         self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
+        self.embedding_norm = None
+        if config.embedding_norm:
+            self.embedding_norm = NORMS.create(config.norm, config.width, config.norm_epsilon)
+        value_width = config.kv_heads * config.head_dim
+        self.value_embeddings = nn.ModuleList(
+            Embedding(config.vocab_size, value_width) for _ in range(config.value_embeddings)
+        )
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, *, documents: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) for the token after each of ``tokens_BT``; see `hidden` for the arguments."""
-        return self.logits(self.hidden(tokens_BT, cache))
+        return self.logits(self.hidden(tokens_BT, cache, documents=documents))
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, *, documents: Tensor | None = None) -> Tensor:
         """Compute what the head reads.
 
         Args:
             tokens_BT: (B, T), integers below V.
             cache: Keys and values of the tokens before these; it grows by T positions.
+            documents: (N + 1,), cumulative lengths of the documents in the batch, as `document_lengths` finds them, for
+                attention within each. Not with a cache.
 
         Returns:
             (B, T, C), after the final norm.
 
         Raises:
-            ValueError: When the tokens reach beyond the model's context, or do not fit the cache.
+            ValueError: When the tokens reach beyond the context, do not fit the cache, or a cache meets documents.
         """
+        if documents is not None and cache is not None:
+            raise ValueError("documents in one batch cannot be told apart in a cache")
         start, T = cache.length if cache else 0, tokens_BT.shape[-1]
         if start + T > self.config.context_length:
             raise ValueError(f"{start + T} tokens are more than the model's context of {self.config.context_length}")
         x_BTC = self.embedding(tokens_BT)
-        for block in self.blocks:
-            x_BTC = block(x_BTC, None, cache)
+        if self.embedding_norm is not None:
+            x_BTC = self.embedding_norm(x_BTC)
+        embedding_BTC, values = x_BTC, [table(tokens_BT) for table in self.value_embeddings]
+        run = checkpointed(self.config.checkpointing) if cache is None else None
+        for layer, block in enumerate(self.blocks):
+            table = self.config.value_table(layer)
+            value_BTC = None if table is None else values[table]
+            more = {"documents": documents, "embedding_BTC": embedding_BTC, "value_BTC": value_BTC}
+            x_BTC = run(block, x_BTC, **more) if run else block(x_BTC, None, cache, **more)
         if cache:
             cache.advance(T)
         return self.norm(x_BTC)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of hidden vectors (..., C)."""
-        return hidden @ self.head_weight.T
+        logits, cap = hidden @ self.head_weight.T, self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def head_weight(self) -> Tensor:

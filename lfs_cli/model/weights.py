@@ -24,6 +24,9 @@ from lfs_cli.errors import CheckpointError, ConfigError
 from lfs_cli.files import replacing
 from lfs_cli.model.transformer import Transformer
 
+LARGEST_TABLES = 1 << 28
+"""Bytes of rotary tables that any model may have; a larger one is allowed 16 times what its weights take."""
+
 
 def save_weights(weights: nn.Module | Mapping[str, Tensor], target: Path | str | BinaryIO) -> None:
     """Write tensors as safetensors.
@@ -115,6 +118,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", dtype: to
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a model config: {error}", hint=error.hint) from None
     tensors = load_weights(folder / "model.safetensors")
+    _check_size(config, tensors, folder)
     try:
         with torch.device("meta"):  # no time spent on random numbers that are overwritten
             model = Transformer(config)
@@ -123,6 +127,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu", dtype: to
             f"the model in {folder} has a part that is not here: {error}",
             hint="name the module that registers it, such as `--set 'plugins=[\"my_module\"]'`",
         ) from None
+    _check_fit(model, tensors, folder)  # before any memory is taken for what a config only claims
     model.to(dtype or next((tensor.dtype for tensor in tensors.values()), torch.float32))
     model.to_empty(device=device)
     _fill(model, tensors, folder)
@@ -147,8 +152,28 @@ def replacing_weights(path: Path | str) -> Iterator[Path]:
         ) from None
 
 
+def _check_size(config: ModelConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointError when ``config`` claims layers without weights, or positions beyond all proportion."""
+    weights = sum(tensor.nbytes for tensor in tensors.values())
+    tables = 8 * config.context_length * config.head_dim if config.positions == "rope" else 0
+    if config.layers > len(tensors) or tables > max(LARGEST_TABLES, 16 * weights):
+        what = f"{config.layers:,} layers and {config.context_length:,} positions"
+        raise CheckpointError(
+            f"{folder / 'config.json'} tells of {what}, which do not fit the {len(tensors)} tensors of the weights",
+            hint="use the `config.json` that was saved beside the weights",
+        )
+
+
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Copy ``tensors`` into ``module``, or raise CheckpointError that names those of ``source`` that do not fit."""
+    """Copy ``tensors`` into ``module``, or raise CheckpointError as `_check_fit` does."""
+    _check_fit(module, tensors, source)
+    with torch.no_grad():
+        for name, tensor in _tensors_of(module).items():
+            tensor.copy_(tensors[name])
+
+
+def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Raise CheckpointError that names the tensors of ``source`` that do not fit ``module``."""
     wanted = _tensors_of(module)
     complaints = [f"`{name}` is missing" for name in wanted if name not in tensors]
     complaints += [f"`{name}` is unknown" for name in tensors if name not in wanted]
@@ -163,9 +188,6 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> N
             f"weights of {source} do not fit the model: {shown}",
             hint="use the `config.json` that was saved beside the weights",
         )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -51,3 +51,16 @@ class AdamW(Optimizer):
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = (square / (1 - beta2**t)).sqrt_().add_(group["eps"])
         weight.addcdiv_(mean, root, value=-group["lr"] / (1 - beta1**t))
+
+    def update_many(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        (beta1, beta2), t = group["betas"], states[0]["step"]
+
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_div(squares, 1 - beta2**t)
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(weights, means, roots, -group["lr"] / (1 - beta1**t))

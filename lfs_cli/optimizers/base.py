@@ -3,10 +3,17 @@
 A new optimizer is one file in this room: a class with `update`, which moves one weight, and if it remembers anything
 `start`, which says what a weight's memory looks like before its first step. Saving, loading, groups with settings of
 their own and closures come from torch.optim.Optimizer, whose interface this is.
+
+A model has a hundred weights, and on a GPU a step of a hundred small updates waits for launches, not for numbers. So
+`step` hands over all weights of a group at once, to `update_many`: by default that calls `update` for one after the
+other, and an optimizer may say it again with operations on lists (`torch._foreach_...`) or on stacks of matrices.
+
+Both see float32 or wider, whatever type the weights have: a small step is lost in the rounding of bfloat16, and so is
+a running mean. No step asks the device for a number.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -52,11 +59,16 @@ class Optimizer(torch.optim.Optimizer):
         """Move ``weight`` in place by one step.
 
         Args:
-            weight: Changed in place; gradients are not recorded here.
+            weight: Changed in place; gradients are not recorded here. In float32 or wider.
             gradient: Of the loss with respect to ``weight``; in its shape and type. Not to be changed.
             state: What `start` returned, changed in place, and `step`: 1 at the first step.
             group: The weight's settings.
         """
+
+    def update_many(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
+        """Do what `update` does for each of several weights, which have the step, type and device in common."""
+        for weight, gradient, state in zip(weights, gradients, states, strict=True):
+            self.update(weight, gradient, state, group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -73,15 +85,48 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            alike: dict[tuple[Any, ...], list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
                 if not state:
-                    state.update(self.start(weight), step=0)
+                    state.update(self.start(_wide(weight)), step=0)
                 state["step"] += 1
-                self.update(weight, weight.grad, state, group)
+                alike.setdefault((state["step"], weight.dtype, weight.device), []).append(weight)
+            for weights in alike.values():
+                wide = [_wide(weight) for weight in weights]
+                gradients = [_wide(weight.grad) for weight in weights if weight.grad is not None]
+                self.update_many(wide, gradients, [self.state[weight] for weight in weights], group)
+                if wide[0] is not weights[0]:
+                    torch._foreach_copy_(weights, wide)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state that `state_dict` returned.
+
+        Torch would give each tensor the type of its weight; here it keeps its own. Settings that the state lacks, as an
+        optimizer had none of that name when it was saved, have their defaults.
+        """
+        super().load_state_dict(state_dict)
+        defaults = {name: value for name, value in self.defaults.items() if name != "differentiable"}  # torch adds it
+        for group in self.param_groups:
+            group.update({name: value for name, value in defaults.items() if name not in group})
+        numbers = _flat([group["params"] for group in state_dict["param_groups"]])
+        weights = _flat([group["params"] for group in self.param_groups])
+        for number, weight in zip(numbers, weights, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[weight][name] = value.to(weight.device)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor itself where it has the digits, else a copy that has them."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _flat(lists: Sequence[Sequence[Any]]) -> list[Any]:
+    return [item for items in lists for item in items]
 
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", room="lfs_cli.optimizers")

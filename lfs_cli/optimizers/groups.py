@@ -1,9 +1,10 @@
 """Which optimizer moves which weight: patterns of parameter names, in order, first match wins.
 
-    [{"match": "blocks.*.weight", "name": "sgd", "lr": 0.02, "options": {"momentum": 0.95}},
-     {"match": "*",               "name": "adamw", "lr": 3e-4, "options": {"betas": [0.9, 0.95]}}]
+    [{"match": ["blocks.*.weight", "!*norm*"], "name": "muon", "lr": 0.02, "options": {"weight_decay": 0.1}},
+     {"match": "*",                            "name": "adamw", "lr": 3e-4, "options": {"betas": [0.9, 0.95]}}]
 
-Patterns are those of file names: `*` stands for any text, dots included, and `?` for one character.
+Patterns are those of file names: `*` stands for any text, dots included, and `?` for one character. A list takes what
+any of its patterns matches, but nothing that one behind a `!` does; with such alone, it takes everything else.
 """
 
 import json
@@ -22,7 +23,7 @@ class GroupSettings(Protocol):
     """What a group says, as `lfs_cli.config.OptimizerGroup` does."""
 
     @property
-    def match(self) -> str: ...
+    def match(self) -> str | tuple[str, ...]: ...
     @property
     def name(self) -> str: ...
     @property
@@ -47,13 +48,14 @@ def build_optimizers(model: nn.Module, groups: Sequence[GroupSettings]) -> list[
     names = list(remaining)
     optimizers = []
     for index, group in enumerate(groups):
-        taken = {name: remaining.pop(name) for name in list(remaining) if fnmatchcase(name, group.match)}
+        taken = {name: remaining.pop(name) for name in list(remaining) if matches(name, group.match)}
         if not taken:
-            if any(fnmatchcase(name, group.match) for name in names):
+            if any(matches(name, group.match) for name in names):
                 problem, hint = "matches only weights of earlier groups", "move it up, or remove it"
             else:
                 problem, hint = "matches no weight", f"match names such as `{names[0]}`" if names else "remove it"
-            raise ConfigError(f"`optimizer.{index}.match` (`{group.match}`) {problem}", hint=hint)
+            written = group.match if isinstance(group.match, str) else json.dumps(group.match)
+            raise ConfigError(f"`optimizer.{index}.match` (`{written}`) {problem}", hint=hint)
         _check_kinds(group, f"optimizer.{index}.options")
         try:
             optimizer = OPTIMIZERS.create(group.name, list(taken.items()), lr=group.lr, **group.options)
@@ -70,6 +72,22 @@ def build_optimizers(model: nn.Module, groups: Sequence[GroupSettings]) -> list[
             f"no optimizer group matches {shown}", hint='end the list with a group that has `"match": "*"`'
         )
     return optimizers
+
+
+def matches(name: str, patterns: str | Sequence[str]) -> bool:
+    """Return whether a group with these patterns takes the weight ``name`` when no earlier group does.
+
+    >>> [matches("blocks.0.attention_norm.weight", match) for match in ("blocks.*", ["blocks.*", "!*norm*"])]
+    [True, False]
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    if unwanted and not wanted:
+        wanted = ["*"]
+    return any(fnmatchcase(name, pattern) for pattern in wanted) and not any(
+        fnmatchcase(name, pattern) for pattern in unwanted
+    )
 
 
 def _check_kinds(group: GroupSettings, where: str) -> None:

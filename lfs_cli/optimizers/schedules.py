@@ -1,67 +1,135 @@
 """Schedules: the learning rate as a share of its peak, as a pure function of the step.
 
 `step` counts the steps done before, from 0 to `steps - 1`. The first step is one step up the curve and not at its foot,
-where the rate is 0; the last one is at its end. Every curve rises from 0 in a straight line over the first
-`warmup * steps` steps and then has its own shape:
+where the rate is 0; the last one is at its end. It need not be whole: a run that is bounded by time asks for the place
+on the curve that its time has reached. Every curve rises from 0 in a straight line over the first `warmup * steps`
+steps and then has its own shape:
 
     cosine      half a wave down to `final` at the last step
     linear      straight down to `final` at the last step
-    trapezoid   stays at 1, and goes straight down to `final` over the last fifth of the steps
+    wsd         stays at 1 (warm-up, stable, decay), and goes down to `final` over the last fifth of the steps
     constant    stays at 1; `final` has no part in it
 
+`wsd` has options for how long its last part is and which shape it has. With x from 0 to 1 over that part:
+
+    linear      1 - x
+    sqrt        1 - sqrt(x)          falls at once, and spends most of its time at low rates
+    cosine      (1 + cos(pi x)) / 2
+
 Sources: Loshchilov & Hutter, "SGDR", 2017 (arXiv:1608.03983), eq. 5, for the cosine.
+         Hu et al., "MiniCPM", 2024 (arXiv:2404.06395), section 4, for warm-up, stable, decay.
          Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", 2024
-         (arXiv:2405.18392), section 4, for the trapezoid and its fifth.
+         (arXiv:2405.18392), sections 3 and 4, for its fifth and for 1 - sqrt.
 """
 
-from math import cos, pi
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import cos, pi, sqrt
+from typing import Any, Protocol
 
+from lfs_cli.errors import ConfigError
 from lfs_cli.registry import Registry
 
-COOLDOWN = 0.2
+DECAYS = {
+    "linear": lambda x: 1 - x,
+    "sqrt": lambda x: 1 - sqrt(x),
+    "cosine": lambda x: (1 + cos(pi * x)) / 2,
+}
+"""What is left of the peak at a share x of the way down."""
 
 
 class Schedule(Protocol):
     """Say which share of its peak rate a step uses.
 
     Args:
-        step: Steps done before, from 0. Beyond ``steps - 1`` the last value stays.
+        step: Steps done before, from 0; need not be whole. Beyond ``steps - 1`` the last value stays.
         steps: Steps of the whole run.
         warmup: Share of ``steps`` over which the rate rises from 0 to its peak.
         final: Share of the peak that is left at the last step.
+
+    A schedule may have further arguments, by name: they are `schedule.options` in a config.
 
     Returns:
         A factor from 0 to 1.
     """
 
-    def __call__(self, step: int, *, steps: int, warmup: float, final: float) -> float: ...
+    def __call__(self, step: float, *, steps: int, warmup: float, final: float, **options: Any) -> float: ...
+
+
+class ScheduleSettings(Protocol):
+    """What a config says of its schedule, as `lfs_cli.config.ScheduleConfig` does."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int | None: ...
+    @property
+    def final(self) -> float: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 SCHEDULES: Registry[Schedule] = Registry("schedule", room="lfs_cli.optimizers")
 
 
+def build_schedule(settings: ScheduleSettings, steps: int) -> Callable[[float], float]:
+    """Return the schedule of a run of ``steps`` steps, as a function of the steps done before.
+
+    Raises:
+        ConfigError: When no schedule has that name, or it cannot use an option.
+    """
+    warmup = settings.warmup if settings.warmup_steps is None else min(1.0, settings.warmup_steps / steps)
+    schedule = partial(
+        SCHEDULES.get(settings.name), steps=steps, warmup=warmup, final=settings.final, **settings.options
+    )
+    try:
+        schedule(0)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"schedule `{settings.name}` cannot use its settings: {error}", hint="change `schedule.options`"
+        ) from None
+    return schedule
+
+
 @SCHEDULES.register("cosine")
-def cosine(step: int, *, steps: int, warmup: float, final: float) -> float:
+def cosine(step: float, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, then follow half a cosine wave down to ``final``."""
     return cosine_schedule(step + 1, 1.0, final, warmup * steps, steps)
 
 
 @SCHEDULES.register("linear")
-def linear(step: int, *, steps: int, warmup: float, final: float) -> float:
+def linear(step: float, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, then go straight down to ``final``."""
     return min(_rise(step + 1, warmup * steps), _fall(step + 1, warmup * steps, steps, final))
 
 
-@SCHEDULES.register("trapezoid")
-def trapezoid(step: int, *, steps: int, warmup: float, final: float) -> float:
-    """Warm up, stay at the peak, and go straight down to ``final`` over the last fifth."""
-    begin = max(warmup, 1 - COOLDOWN) * steps
-    return min(_rise(step + 1, warmup * steps), _fall(step + 1, begin, steps, final))
+@SCHEDULES.register("wsd")
+def wsd(step: float, *, steps: int, warmup: float, final: float, decay: float = 0.2, shape: str = "linear") -> float:
+    """Warm up, stay at the peak, and go down to ``final`` over the last part.
+
+    Args:
+        step: Steps done before.
+        steps: Steps of the whole run.
+        warmup: Share of them over which the rate rises.
+        final: Share of the peak that is left at the end.
+        decay: Share of the steps over which the rate falls; what the warm-up leaves of it.
+        shape: Of the fall: one of `DECAYS`.
+
+    Raises:
+        ValueError: When ``shape`` is none of them, or ``decay`` no share.
+    """
+    if shape not in DECAYS:
+        raise ValueError(f"`shape` must be {', '.join(f'`{name}`' for name in DECAYS)}, and is `{shape}`")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"`decay` must be from 0 to 1, and is {decay}")
+    begin = max(warmup, 1 - decay) * steps
+    return min(_rise(step + 1, warmup * steps), _fall(step + 1, begin, steps, final, shape))
 
 
 @SCHEDULES.register("constant")
-def constant(step: int, *, steps: int, warmup: float, final: float) -> float:
+def constant(step: float, *, steps: int, warmup: float, final: float) -> float:
     """Warm up, then stay at the peak whatever ``final`` says."""
     return _rise(step + 1, warmup * steps)
 
@@ -93,9 +161,9 @@ def _rise(step: float, end: float) -> float:
     return min(1.0, step / end) if end else 1.0
 
 
-def _fall(step: float, begin: float, end: float, final: float) -> float:
-    """Go from 1 at ``begin`` to ``final`` at ``end`` in a straight line."""
+def _fall(step: float, begin: float, end: float, final: float, shape: str = "linear") -> float:
+    """Go from 1 at ``begin`` to ``final`` at ``end``."""
     if begin >= end:
         return 1.0
-    left = min(1.0, max(0.0, (end - step) / (end - begin)))
-    return final + (1 - final) * left
+    done = min(1.0, max(0.0, (step - begin) / (end - begin)))
+    return final + (1 - final) * DECAYS[shape](done)

@@ -39,9 +39,6 @@ class SGD(Optimizer):
             raise ValueError("`nesterov` looks ahead along the velocity, and needs `momentum` above 0")
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
 
-    def start(self, weight: Tensor) -> State:
-        return {}
-
     def update(self, weight: Tensor, gradient: Tensor, state: State, group: Group) -> None:
         if group["weight_decay"]:
             gradient = gradient.add(weight, alpha=group["weight_decay"])
@@ -51,3 +48,17 @@ class SGD(Optimizer):
             velocity = state["velocity"].mul_(group["momentum"]).add_(gradient)
             gradient = gradient.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
         weight.sub_(gradient, alpha=group["lr"])
+
+    def update_many(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
+        steps: list[Tensor] | tuple[Tensor, ...] = gradients
+        if group["weight_decay"]:
+            steps = torch._foreach_add(steps, weights, alpha=group["weight_decay"])
+        if group["momentum"]:
+            for weight, state in zip(weights, states, strict=True):
+                if "velocity" not in state:
+                    state["velocity"] = torch.zeros_like(weight)
+            velocities = [state["velocity"] for state in states]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, steps)
+            steps = torch._foreach_add(steps, velocities, alpha=group["momentum"]) if group["nesterov"] else velocities
+        torch._foreach_sub_(weights, steps, alpha=group["lr"])

@@ -1,15 +1,19 @@
 """Attention: every backend against the reference, the reference against torch, and the layer around them."""
 
+from collections.abc import Iterator
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lfs_cli.corpus.batches import document_lengths
 from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
 from lfs_cli.model import ATTENTION, Attention, RotaryEmbedding, resolve_attention, scaled_dot_product_attention
-from lfs_cli.model.attention import attend_reference
+from lfs_cli.model.attention import _resolve_once, attend_reference
 
 
 def heads(B: int, T: int, S: int, H: int, G: int, D: int, dtype=torch.float32, device="cpu") -> list[Tensor]:
@@ -24,9 +28,10 @@ def output_and_gradients(attend, inputs: list[Tensor], causal: bool) -> list[Ten
     return [output, *torch.autograd.grad(output, inputs, dy.to(output.dtype))]
 
 
-def by_torch(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+def by_torch(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
     T, S = q.shape[1], k.shape[1]
-    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T) if causal else None
+    if mask is None and causal:
+        mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     attend = torch.nn.functional.scaled_dot_product_attention
     return attend(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
@@ -50,12 +55,81 @@ def test_the_reference_and_standard_match_torch(shape, causal) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, causal=st.booleans(), window=st.integers(1, 9))
+def test_windows_match_torchs_masks(shape, causal, window) -> None:
+    B, T, cached, G, shared, D = shape
+    S = T + cached
+    inputs = heads(B, T, S, G * shared, G, D, torch.float64)
+    distance_TS = torch.arange(cached, S)[:, None] - torch.arange(S)
+    mask_TS = (distance_TS < window) & (distance_TS >= 0 if causal else distance_TS > -window)
+
+    expected = output_and_gradients(partial(by_torch, mask=mask_TS), inputs, causal)
+
+    for name in ("reference", "standard"):
+        ours = output_and_gradients(partial(ATTENTION.get(name), window=window), inputs, causal)
+        for mine, theirs in zip(ours, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, causal=st.booleans(), window=st.integers(1, 9), cuts=st.sets(st.integers(1, 20)))
+def test_documents_match_torchs_masks(shape, causal, window, cuts) -> None:
+    B, T, _, G, shared, D = shape
+    inputs = heads(B, T, T, G * shared, G, D, torch.float64)
+    starts = [0, *sorted(cut for cut in cuts if cut < B * T)]
+    number_BT = torch.bucketize(torch.arange(B * T), torch.tensor(starts), right=True).view(B, T)
+    distance_TS = torch.arange(T)[:, None] - torch.arange(T)
+    mask_TS = (distance_TS.abs() < window) & (distance_TS >= 0 if causal else distance_TS == distance_TS)
+    mask_B1TS = (mask_TS & (number_BT[:, :, None] == number_BT[:, None, :]))[:, None]
+
+    expected = output_and_gradients(partial(by_torch, mask=mask_B1TS), inputs, causal)
+
+    how = {"window": window, "documents": torch.tensor([*starts, B * T])}
+    for name in ("reference", "standard"):
+        ours = output_and_gradients(partial(ATTENTION.get(name), **how), inputs, causal)
+        for mine, theirs in zip(ours, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_kernels_take_the_documents_of_a_batch_and_windows(window, device) -> None:
+    tokens_BT = torch.tensor([[5, 0, 7, 7, 0, 0, 1], [3, 3, 3, 3, 3, 3, 0]], device=device)
+    how = {"documents": document_lengths(tokens_BT, end_of_text=0), "window": window}
+    inputs = heads(2, 7, 7, 4, 2, 16, device=device)
+
+    ours = output_and_gradients(partial(ATTENTION.get("flash"), **how), inputs, True)
+    exact = output_and_gradients(partial(attend_reference, **how), [x.double() for x in inputs], True)
+
+    for mine, right in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.double(), right, atol=2e-5, rtol=2e-5)
+
+
+def test_a_backend_without_a_mask_is_refused_where_one_is_asked_for(monkeypatch) -> None:
+    def plain(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor:
+        return attend_reference(q_BTHD, k_BSGD, v_BSGD, causal=causal)
+
+    ATTENTION.names()
+    monkeypatch.setattr(ATTENTION, "_entries", {**ATTENTION._entries, "plain": plain})
+
+    assert resolve_attention("plain", "cpu", torch.float32, 8)[0] == "plain"
+    for mask, setting in (({"window": 4}, "model.window"), ({"has_documents": True}, "data.documents")):
+        with pytest.raises(ConfigError, match=f"attention `plain` has no .*, which `{setting}` asks for") as caught:
+            resolve_attention("plain", "cpu", torch.float32, 8, **mask)
+        assert "`auto`, `flash`, `reference`, `standard`, `triton`" in caught.value.hint
+        assert resolve_attention("auto", "cpu", torch.float32, 8, **mask)[0] == "standard"
+    with pytest.raises(ConfigError, match=r"which `model\.window` asks for"):
+        Attention(16, 2, backend="plain", window=4)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1, 16), (2, 33, 33, 4, 2, 32), (2, 5, 40, 4, 1, 16)], ids=str)
 @pytest.mark.parametrize("name", ATTENTION.names())
 def test_every_backend_equals_the_reference(name, shape, causal, device) -> None:
-    if name == "flash" and (reason := flash.unavailable_reason(device, torch.float32, shape[-1])):
-        pytest.skip(reason)
+    try:
+        resolve_attention(name, device, torch.float32, shape[-1])
+    except DeviceError as error:
+        pytest.skip(str(error))
     inputs = heads(*shape, device=device)
 
     ours = output_and_gradients(ATTENTION.get(name), inputs, causal)
@@ -118,19 +192,50 @@ def test_auto_takes_standard_where_there_is_no_gpu_and_says_why() -> None:
     )
 
 
-def test_auto_takes_flash_on_a_gpu_that_can_run_it(monkeypatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch) -> Iterator[None]:
+    """A machine on which the portable kernel runs, and the Hopper kernel for 64 channels."""
+
+    def hopper(q, k, v, **_mask):
+        return None if q.shape[-1] == 64 else f"head dimension {q.shape[-1]} is not 64"
+
     monkeypatch.setattr(flash, "unavailable_reason", lambda *_: None)
-    assert resolve_attention("auto", "cuda", torch.bfloat16, 64)[0] == "flash"
+    monkeypatch.setattr("lfs_cli.kernels.triton_attention.unavailable_reason", lambda *_, **__: None)
+    monkeypatch.setattr("lfs_cli.kernels.hopper_attention.unavailable_reason", hopper)
+    _resolve_once.cache_clear()
+    yield
+    _resolve_once.cache_clear()
 
+
+def test_auto_takes_flash_on_a_gpu_and_names_the_kernel(gpu) -> None:
+    assert resolve_attention("auto", "cuda", torch.bfloat16, 64) == ("flash", "hopper kernel; the fastest here")
+    assert resolve_attention("flash", "cuda", torch.bfloat16, 96, heads=4, kv_heads=2) == (
+        "flash",
+        "triton kernel; not hopper: head dimension 96 is not 64",
+    )
+
+
+def test_auto_takes_standard_on_a_gpu_that_cannot_run_flash(monkeypatch) -> None:
     monkeypatch.setattr(flash, "unavailable_reason", lambda *_: "head dimension 999 is above 256")
+    _resolve_once.cache_clear()
     assert resolve_attention("auto", "cuda", torch.bfloat16, 999) == ("standard", "head dimension 999 is above 256")
+    _resolve_once.cache_clear()
 
 
-def test_flash_by_name_is_refused_where_it_cannot_run(monkeypatch) -> None:
-    monkeypatch.setattr(flash, "unavailable_reason", lambda *_: "Triton is not installed")
+@pytest.mark.parametrize("name", ["hopper", "triton"])
+def test_a_kernel_by_name_is_that_kernel_or_refused(gpu, name) -> None:
+    assert resolve_attention(name, "cuda", torch.bfloat16, 64) == (name, f"{name} kernel; chosen by name")
+    if name == "hopper":
+        with pytest.raises(DeviceError, match="attention `hopper` cannot run here: head dimension 96 is not 64"):
+            resolve_attention(name, "cuda", torch.bfloat16, 96)
 
-    with pytest.raises(DeviceError, match="Triton is not installed") as caught:
-        resolve_attention("flash", "cpu", torch.float32, 32)
+
+@pytest.mark.parametrize("name", ["flash", "hopper", "triton"])
+def test_kernels_are_refused_where_they_cannot_run(name) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("they can")
+    with pytest.raises(DeviceError, match=f"attention `{name}` cannot run here: ") as caught:
+        resolve_attention(name, "cpu", torch.float32, 32)
     assert "model.attention=auto" in caught.value.hint
 
 

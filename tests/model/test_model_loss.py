@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from lfs_cli.model import cross_entropy, loss, next_token_loss
+from lfs_cli.kernels import linear_cross_entropy as chunked
+from lfs_cli.model import cross_entropy, next_token_loss
 
 
 def test_even_odds_cost_the_logarithm_of_their_number() -> None:
@@ -68,7 +69,7 @@ def test_the_chunked_loss_and_its_gradients_match_float64(leading, V, C, scale) 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_chunks_do_not_change_the_result(rows, dtype, monkeypatch) -> None:
-    monkeypatch.setitem(loss.CHUNK_NUMBERS, "cpu", 1)  # the least: 16 rows at a time
+    monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", 1)  # the least: 16 rows at a time
     hidden, weight = (torch.randn(n, 8).to(dtype).requires_grad_() for n in (rows, 30))
     targets = torch.randint(30, (rows,))
 
@@ -135,3 +136,17 @@ def test_no_gradient_is_computed_where_none_is_wanted(mode) -> None:
 
     assert count.get_total_flops() == 2 * 40 * 8 * 30  # the logits and nothing more
     assert torch.equal(found, next_token_loss(hidden, head, targets))
+
+
+def test_the_soft_cap_is_its_formula_with_its_gradients() -> None:
+    generator = torch.Generator().manual_seed(7)
+    hidden, weight = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (9, 11))
+    targets = torch.randint(11, (9,), generator=generator)
+    inputs = [hidden.requires_grad_(), weight.requires_grad_()]
+
+    ours = next_token_loss(*inputs, targets, softcap=1.5)
+    plain = cross_entropy(1.5 * torch.tanh(hidden @ weight.T / 1.5), targets)
+
+    torch.testing.assert_close(ours, plain)
+    for mine, right in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(plain, inputs), strict=True):
+        torch.testing.assert_close(mine, right)

@@ -23,6 +23,10 @@ VARIANTS = {
     "silu": {"feed_forward": "silu"},
     "relu2": {"feed_forward": "relu2"},
     "reference": {"attention": "reference"},
+    "windows": {"window": 5, "window_pattern": "SL"},
+    "soft cap": {"logit_softcap": 1.5},
+    "value embeddings": {"value_embeddings": 1, "kv_heads": 2},
+    "embedding": {"embedding_norm": True, "embedding_skip": True, "norm_position": "post"},
 }
 
 
@@ -31,13 +35,21 @@ def build(seed: int = 0, **changes) -> Transformer:
     return Transformer(ModelConfig(**{**SMALL, **changes}))
 
 
+def loss_of(model: Transformer, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    return next_token_loss(model.hidden(tokens_BT), model.head_weight, targets_BT, softcap=model.config.logit_softcap)
+
+
 def tokens(B: int = 2, T: int = 16, seed: int = 1):
     return torch.randint(50, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def model(request) -> Transformer:
-    return build(**request.param)
+    model = build(**request.param)
+    for name, weight in model.named_parameters():
+        if name.endswith("mix"):  # as if learned: at the start some of them let nothing through
+            weight.data += torch.tensor([-0.2, 0.3])
+    return model
 
 
 def test_names_of_the_weights() -> None:
@@ -88,7 +100,8 @@ def test_logits_are_the_head_of_the_hidden_states(model) -> None:
     logits = model(tokens())
 
     assert logits.shape == (2, 16, 50)
-    torch.testing.assert_close(logits, model.hidden(tokens()) @ model.head_weight.T)
+    products, cap = model.hidden(tokens()) @ model.head_weight.T, model.config.logit_softcap
+    torch.testing.assert_close(logits, products if cap is None else cap * (products / cap).tanh())
 
 
 def test_the_ablations_have_the_parts_they_say() -> None:
@@ -121,13 +134,13 @@ def test_sequences_of_a_batch_do_not_mix(model) -> None:
 
 
 def test_every_weight_gets_a_gradient(model) -> None:
-    next_token_loss(model.hidden(tokens()), model.head_weight, tokens(seed=2)).backward()
+    loss_of(model, tokens(), tokens(seed=2)).backward()
 
     assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 
 def test_the_loss_of_the_hidden_states_is_that_of_the_logits(model) -> None:
-    ours = next_token_loss(model.hidden(tokens()), model.head_weight, tokens(seed=2))
+    ours = loss_of(model, tokens(), tokens(seed=2))
     plain = cross_entropy(model(tokens()), tokens(seed=2))
 
     torch.testing.assert_close(ours, plain)
@@ -192,7 +205,7 @@ def test_the_same_seed_builds_the_same_model() -> None:
 
 def test_bfloat16_autocast_stays_close_to_float32(model) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = next_token_loss(model.hidden(tokens()), model.head_weight, tokens(seed=2))
+        mixed = loss_of(model, tokens(), tokens(seed=2))
     mixed.backward()
 
     exact = cross_entropy(model(tokens()), tokens(seed=2))
@@ -224,6 +237,7 @@ def test_autocast_may_use_a_cache_of_another_type() -> None:
     ("changes", "is_mixed"),
     [
         ({"tied_head": True, "kv_heads": 2, "qk_norm": True}, True),
+        ({"window": 3, "logit_softcap": 2.0, "value_embeddings": 1, "embedding_skip": True}, False),
         pytest.param({}, False, marks=pytest.mark.slow),
         pytest.param(
             {"norm_position": "post", "feed_forward": "silu", "positions": "none"}, True, marks=pytest.mark.slow
@@ -236,7 +250,7 @@ def test_the_loss_compiles_into_one_graph(changes, is_mixed) -> None:
 
     def loss(tokens_BT, targets_BT):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-            return next_token_loss(model.hidden(tokens_BT), model.head_weight, targets_BT)
+            return loss_of(model, tokens_BT, targets_BT)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     ours, plain = (function(tokens(), tokens(seed=2)) for function in (compiled, loss))
@@ -245,6 +259,107 @@ def test_the_loss_compiles_into_one_graph(changes, is_mixed) -> None:
     weights = list(model.parameters())
     for mine, theirs in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(plain, weights), strict=True):
         torch.testing.assert_close(mine, theirs, atol=0.02 if is_mixed else 1e-6, rtol=0.05 if is_mixed else 1e-4)
+
+
+def test_a_block_with_zero_outputs_first_passes_its_input_on() -> None:
+    model, plain = build(zero_init=True), build()
+
+    assert torch.equal(model.hidden(tokens()), model.norm(model.embedding(tokens())))
+    for (name, weight), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        is_output = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+        assert torch.equal(weight, torch.zeros_like(weight) if is_output else other)
+    loss_of(model, tokens(), tokens(seed=2)).backward()
+    assert all(block.attention.output.weight.grad.any() for block in model.blocks)  # from where the others learn next
+
+
+def test_no_logit_is_above_the_soft_cap() -> None:
+    model = build(logit_softcap=0.5)
+    model.head.weight.data.mul_(100)
+
+    assert model(tokens()).abs().max() <= 0.5
+    assert (model.hidden(tokens()) @ model.head_weight.T).abs().max() > 5
+
+
+def test_the_embedding_goes_around_the_blocks_as_its_weights_say() -> None:
+    model = build(embedding_norm=True, embedding_skip=True)
+    plain = build()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    embedding = model.embedding_norm(model.embedding(tokens()))
+
+    def by_hand(first: list[float], second: list[float]) -> torch.Tensor:
+        x = embedding
+        for block, (stream, skip) in zip(plain.blocks, (first, second), strict=True):
+            x = block(stream * x + skip * embedding)
+        return model.norm(x)
+
+    torch.testing.assert_close(model.hidden(tokens()), by_hand([1, 0], [1, 0]))
+    for block, mix in zip(model.blocks, ([0.5, 0.25], [-1.0, 2.0]), strict=True):
+        block.skip_mix.data = torch.tensor(mix)
+    torch.testing.assert_close(model.hidden(tokens()), by_hand([0.5, 0.25], [-1.0, 2.0]))
+
+
+def test_value_embeddings_are_mixed_into_the_values_of_the_first_and_last_layers() -> None:
+    model = build(value_embeddings=2, layers=5)
+    assert [model.config.value_table(layer) for layer in range(5)] == [0, 1, None, 0, 1]
+    assert [block.attention.value_mix is None for block in model.blocks] == [False, False, True, False, False]
+    attention, x = model.blocks[0].attention, torch.randn(2, 16, 16)
+    vectors = torch.randn(2, 16, 16)
+
+    attention.value_mix.data = torch.tensor([1.0, 0.0])
+    own = attention(x, value_BTC=vectors)
+    attention.value_mix.data = torch.tensor([0.0, 1.0])
+    other = attention(x, value_BTC=vectors)
+    attention.value_mix.data = torch.tensor([0.5, 0.25])
+
+    torch.testing.assert_close(attention(x, value_BTC=vectors), 0.5 * own + 0.25 * other)
+    plain = build(layers=5).blocks[0].attention
+    plain.load_state_dict(attention.state_dict(), strict=False)
+    torch.testing.assert_close(own, plain(x))
+    assert not torch.allclose(own, other)
+
+
+def test_a_window_hides_what_is_too_far_away() -> None:
+    model = build(window=4, window_pattern="SSL", layers=3)
+    assert [model.config.layer_window(layer) for layer in range(3)] == [4, 4, None]
+    short = build(window=4)
+    changed = tokens().clone()
+    changed[:, 2] = (changed[:, 2] + 1) % 50
+
+    reach = 2 + 2 * (4 - 1)  # each of two layers looks 3 positions back
+    before, after = short(tokens()), short(changed)
+    torch.testing.assert_close(before[:, reach + 1 :], after[:, reach + 1 :])
+    assert not torch.allclose(before[:, reach], after[:, reach], atol=1e-5)
+    assert not torch.allclose(model(tokens())[:, -1], model(changed)[:, -1], atol=1e-5)
+
+
+def test_a_window_of_the_whole_context_changes_nothing() -> None:
+    assert torch.equal(build(window=16)(tokens()), build()(tokens()))
+    assert build(window=16).config.layer_window(0) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 3}, {"attention": "reference"}, {"kv_heads": 2}], ids=str)
+def test_packed_documents_are_read_as_if_each_were_alone(changes) -> None:
+    model = build(**changes)
+    lengths = [5, 4, 7, 3, 13]  # two rows of 16, the third document ending the first
+    documents = torch.tensor([0, *lengths]).cumsum(0)
+
+    together = model(tokens(), documents=documents).view(32, 50)
+
+    for start, stop in pairwise(documents.tolist()):
+        alone = model(tokens().view(1, 32)[:, start:stop])
+        torch.testing.assert_close(together[start:stop], alone[0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(together, model(tokens()).view(32, 50), atol=1e-3)
+
+
+def test_one_document_a_row_is_what_there_is_without_documents() -> None:
+    documents = torch.tensor([0, 16, 32, 32])
+    torch.testing.assert_close(build()(tokens(), documents=documents), build()(tokens()))
+
+
+def test_documents_and_a_cache_do_not_go_together() -> None:
+    model = build()
+    with pytest.raises(ValueError, match="cannot be told apart in a cache"):
+        model(tokens(), KVCache(model.config, 2, 16), documents=torch.tensor([0, 32]))
 
 
 def test_the_training_golden() -> None:
@@ -262,3 +377,21 @@ def test_the_training_golden() -> None:
     assert losses == pytest.approx(
         [4.1706, 3.8475, 3.5822, 3.3491, 3.1228, 2.8983, 2.6777, 2.4638, 2.2754, 2.1668], abs=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_checkpointing_changes_no_bit_of_loss_and_gradients(kind) -> None:
+    config = ModelConfig(vocab_size=50, context_length=16, width=32, layers=3, heads=4, qk_norm=True)
+    plain = Transformer(config)
+    other = Transformer(config.model_copy(update={"checkpointing": kind}))
+    other.load_state_dict(plain.state_dict())
+    text = torch.randint(50, (2, 16))
+
+    losses = []
+    for model in (plain, other):
+        losses.append(next_token_loss(model.hidden(text), model.head_weight, text))
+        losses[-1].backward()
+
+    assert torch.equal(*losses)
+    for mine, right in zip(other.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, right.grad)

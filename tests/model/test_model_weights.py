@@ -46,6 +46,22 @@ def test_files_of_the_library_are_read(tmp_path) -> None:
     assert torch.equal(load_weights(tmp_path / "theirs")["a"], torch.arange(6.0))
 
 
+def test_a_model_with_every_option_is_saved_and_loaded(tmp_path) -> None:
+    options = {"window": 3, "window_pattern": "SL", "logit_softcap": 2.0, "value_embeddings": 1, "layers": 2}
+    options |= {"embedding_norm": True, "embedding_skip": True, "qk_norm": True}
+    model = Transformer(CONFIG.model_copy(update=options))
+    tokens = torch.randint(20, (2, 8))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape), alpha=0.1)
+
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+
+    assert again.config == model.config
+    assert torch.equal(again(tokens), model(tokens))
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_a_model_folder_is_a_complete_model(tmp_path, is_tied) -> None:
     model = Transformer(CONFIG.model_copy(update={"tied_head": is_tied}))

@@ -41,6 +41,26 @@ def test_the_first_match_takes_a_weight() -> None:
     assert [optimizer.param_groups[0]["lr"] for optimizer in (norms, blocks, rest)] == [0.5, 0.1, 3e-4]
 
 
+@pytest.mark.parametrize(
+    ("match", "taken"),
+    [
+        (("blocks.*.weight", "!*norm*"), 14),
+        (("!*norm*", "blocks.*.weight"), 14),
+        (("!blocks.*",), 3),
+        (("embedding.*", "head.*"), 2),
+        (("*", "!*.query.*", "!blocks.1.*", "!norm*"), 10),
+    ],
+    ids=str,
+)
+def test_several_patterns_take_what_one_matches_and_none_keeps_out(match, taken) -> None:
+    groups = [OptimizerGroup(match=match), OptimizerGroup(lr=0.1)]
+
+    first, rest = build_optimizers(Transformer(MODEL), groups)
+
+    assert len(names_in(first)) == taken
+    assert len(names_in(rest)) == 21 - taken
+
+
 @settings(max_examples=25, deadline=None)
 @given(patterns=st.permutations(["*.layers.0.*", "blocks.*", "*norm*", "head.*", "embedding.weight", "*"]))
 def test_every_weight_is_taken_exactly_once_whatever_the_order(patterns) -> None:
@@ -76,6 +96,7 @@ def test_a_frozen_weight_is_in_no_group_and_a_tied_one_in_one() -> None:
             "`optimizer.1.match` (`norm*`) matches only weights of earlier groups",
             "move it up",
         ),
+        ([{"match": ["*", "!*"]}, {}], '`optimizer.0.match` (`["*", "!*"]`) matches no weight', "`embedding.weight`"),
         ([{"match": "blocks.*"}], "no optimizer group matches `embedding.weight`, `norm.weight`, `head.weight`", '"*"'),
         ([{"name": "adamv"}], "unknown optimizer `adamv`", "`adamw`"),
         ([{"options": {"beta": 1}}], "optimizer `adamw` has no option `beta`", "`betas`"),

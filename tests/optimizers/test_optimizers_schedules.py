@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfs_cli.optimizers import SCHEDULES, cosine_schedule
+from lfs_cli.config import ScheduleConfig, TrainConfig
+from lfs_cli.errors import ConfigError
+from lfs_cli.optimizers import SCHEDULES, build_schedule, cosine_schedule
 
 shares = st.floats(0, 1)
 ENDS_AT_ITS_PEAK = {"constant"}
@@ -68,8 +70,8 @@ def test_extreme_settings_work(name, warmup, steps) -> None:
 def test_the_shapes_in_the_middle() -> None:
     middle = {name: curve(name, 100, 0.0, 0.0)[49] for name in SCHEDULES.names()}
 
-    assert middle == pytest.approx({"cosine": 0.5, "linear": 0.5, "trapezoid": 1.0, "constant": 1.0})
-    assert curve("trapezoid", 100, 0.0, 0.0)[89] == pytest.approx(0.5)
+    assert middle == pytest.approx({"cosine": 0.5, "linear": 0.5, "wsd": 1.0, "constant": 1.0})
+    assert curve("wsd", 100, 0.0, 0.0)[89] == pytest.approx(0.5)
     assert curve("cosine", 100, 0.0, 0.0)[24] == pytest.approx((1 + cos(pi / 4)) / 2)
 
 
@@ -82,3 +84,58 @@ def test_cs336s_cosine_schedule() -> None:
     assert rates[14] == pytest.approx(0.55)
     assert rates[7:22] == pytest.approx([0.1 + 0.45 * (1 + cos(pi * step / 14)) for step in range(15)])
     assert rates[21:] == pytest.approx([0.1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "half_way"), [("linear", 0.5), ("sqrt", 1 - 0.5**0.5), ("cosine", 0.5)], ids=["linear", "sqrt", "cosine"]
+)
+def test_the_decay_of_wsd_has_the_length_and_shape_that_are_asked_for(shape: str, half_way: float) -> None:
+    schedule = SCHEDULES.get("wsd")
+    asked = {"steps": 100, "warmup": 0.1, "final": 0.2, "decay": 0.4, "shape": shape}
+
+    assert schedule(59, **asked) == 1
+    assert schedule(60, **asked) < 1
+    assert schedule(79, **asked) == pytest.approx(0.2 + 0.8 * half_way)
+    assert schedule(99, **asked) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", SCHEDULES.names())
+@given(step=st.floats(0, 98), warmup=st.floats(0.02, 0.9), final=shares)
+def test_between_two_steps_a_schedule_is_between_their_values(name, step, warmup, final) -> None:
+    schedule = SCHEDULES.get(name)
+    asked = {"steps": 100, "warmup": warmup, "final": final}
+
+    inside = sorted((schedule(int(step), **asked), schedule(int(step) + 1, **asked)))
+    peak = 1.0 if int(step) + 1 < 100 * warmup <= int(step) + 2 else 0.0  # the curve turns between the two
+    turn = 1.0 if int(step) + 1 <= 100 * max(warmup, 0.8) <= int(step) + 2 else 0.0
+    assert inside[0] - 1e-12 <= schedule(step, **asked) <= max(inside[1], peak, turn) + 1e-12
+
+
+def test_a_config_builds_its_schedule() -> None:
+    schedule = build_schedule(ScheduleConfig(name="wsd", warmup_steps=5, final=0.0, options={"decay": 0.5}), 20)
+
+    assert [schedule(step) for step in (0, 4, 9, 14, 19)] == pytest.approx([0.2, 1.0, 1.0, 0.5, 0.0])
+    assert build_schedule(ScheduleConfig(warmup_steps=50), 20)(19) == 1  # still rising when the run ends
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"name": "wsd", "options": {"shape": "square"}},
+            "`shape` must be `linear`, `sqrt`, `cosine`, and is `square`",
+        ),
+        ({"name": "wsd", "options": {"decay": 2}}, "`decay` must be from 0 to 1, and is 2"),
+        ({"name": "wsd", "options": {"decay": "half"}}, "schedule `wsd` cannot use its settings"),
+        ({"name": "cosin"}, "unknown schedule `cosin`"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_explained(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(ScheduleConfig(**settings), 10)
+
+
+def test_an_unknown_option_is_refused_before_torch_is_needed() -> None:
+    with pytest.raises(ConfigError, match="schedule `cosine` has no option `decay`"):
+        TrainConfig(schedule=ScheduleConfig(options={"decay": 0.5}))
