@@ -6,21 +6,19 @@ No other module spells these names. The data folder is `data/` in the current fo
     data/tokenizers/<name>/        tokenizer.json
     data/tokens/<name>/            train-00000.bin, valid-00000.bin, manifest.json
     data/runs/<run>/               config.json, environment.json, metrics.jsonl, samples.md, result.json, checkpoints/
-    data/benchmarks/               <machine>.jsonl
+    data/benchmarks/               <machine>.jsonl, tuned_attention.json
     data/output.md                 one row a run
 """
 
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.errors import CheckpointError, ConfigError, did_you_mean
+from lfs_cli.files import leads_out, read_name
 
 _STEP = re.compile(r"step-(\d{6,})")
 
@@ -74,18 +72,19 @@ class DataFolder:
         folders = [path for path in self.runs.iterdir() if (path / "config.json").is_file()]
         return [RunFolder(path) for path in sorted(folders, key=lambda path: (_born(path), path.name))]
 
-    def find_run(self, name: str = "") -> "RunFolder":
-        """Return the run called ``name``, or the newest one that has a checkpoint.
+    def find_run(self, name: str = "", *, is_trained: bool = True) -> "RunFolder":
+        """Return the run called ``name``, or the newest one.
 
         Args:
             name: Path of a run folder, or its name in this data folder, or a part that only one name has.
+            is_trained: Whether the newest one must have a checkpoint.
 
         Raises:
             CheckpointError: When there is no such run, or the part fits several.
         """
         runs = self.all_runs()
         if not name:
-            trained = [run for run in runs if run.checkpoint_steps()]
+            trained = [run for run in runs if run.checkpoint_steps() or not is_trained]
             if not trained:
                 raise CheckpointError(f"no trained run in {self.runs}", hint="run `lfs train quickstart.json` first")
             return trained[-1]
@@ -164,31 +163,21 @@ class RunFolder:
         """Folder of the checkpoints, with `latest` and `best`, which hold the name of one each."""
         return self.path / "checkpoints"
 
-    def resumed_config(self, overrides: Sequence[str] = ()) -> TrainConfig:
-        """Return the config with which this run goes on: its own, with ``overrides``.
+    def refuse_traps(self) -> None:
+        """Raise CheckpointError for what a stranger may have put there: to go on with the run would write and wait.
 
-        The tokenizer may be named anew: whether it is the one of the checkpoint is told by its hash.
-
-        Raises:
-            ConfigError: When an override would change what the checkpoint was made with: model, data or optimizers.
+        That is a link which leads out of the folder, and a pipe or device.
         """
-        before = load_config(TrainConfig, self.config)
-        after = load_config(TrainConfig, self.config, overrides)
-        tokenizer = {"tokenizer": after.data.tokenizer}
-        before = before.model_copy(update={"data": before.data.model_copy(update=tokenizer)})
-        fixed = [
-            name for name in ("model", "data", "batch_size", "seed") if getattr(before, name) != getattr(after, name)
-        ]
-        if [(group.match, group.name) for group in before.optimizer] != [
-            (group.match, group.name) for group in after.optimizer
-        ]:
-            fixed.append("optimizer")
-        if fixed:
-            raise ConfigError(
-                f"`{fixed[0]}` cannot change when a run goes on",
-                hint="leave it out, or start a new run without `--resume`",
-            )
-        return after
+        for path in self.path.rglob("*"):
+            if path.is_symlink() and leads_out(path, self.path):
+                raise CheckpointError(
+                    f"{path} is a link that leads out of the run",
+                    hint="put what it names in its place, or copy the run with `cp -rL`",
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise CheckpointError(
+                    f"{path} is neither a file nor a folder", hint=f"move it away: `mv {path} {path}.kept`"
+                )
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint after ``step`` steps."""
@@ -201,30 +190,28 @@ class RunFolder:
         matches = [_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir()]
         return sorted(int(match[1]) for match in matches if match)
 
-    def latest(self) -> Path:
-        """Return the newest checkpoint. Raises CheckpointError when there is none."""
-        return self._named("latest")
+    @property
+    def latest_pointer(self) -> Path:
+        """The file that names the newest checkpoint."""
+        return self.checkpoints / "latest"
+
+    @property
+    def best_pointer(self) -> Path:
+        """The file that names the checkpoint with the lowest validation loss."""
+        return self.checkpoints / "best"
 
     def best(self) -> Path:
-        """Return the checkpoint with the lowest validation loss. Raises CheckpointError when there is none."""
-        return self._named("best")
-
-    def prune_checkpoints(self, keep: int) -> None:
-        """Remove all checkpoints but the last ``keep`` and the best one."""
-        spared = {self.latest(), self.best(), *(self.checkpoint(step) for step in self.checkpoint_steps()[-keep:])}
-        for step in self.checkpoint_steps():
-            if self.checkpoint(step) not in spared:
-                shutil.rmtree(self.checkpoint(step))
-
-    def _named(self, pointer: str) -> Path:
-        file = self.checkpoints / pointer
-        name = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        if _STEP.fullmatch(name) and (self.checkpoints / name).is_dir():
-            return self.checkpoints / name
+        """Return the checkpoint with the lowest validation loss, or the newest one. Raises CheckpointError for none."""
         steps = self.checkpoint_steps()
         if not steps:
             raise CheckpointError(f"no checkpoint in {self.path}", hint="choose another run: `lfs report` lists them")
-        return self.checkpoint(steps[-1])
+        best = read_name(self.best_pointer)
+        return next((path for path in map(self.checkpoint, steps) if path.name == best), self.checkpoint(steps[-1]))
+
+    def prunable(self, keep: int) -> list[Path]:
+        """Return all checkpoints but the last ``keep`` and the best one."""
+        steps = self.checkpoint_steps()
+        return [path for path in map(self.checkpoint, steps[:-keep]) if path != self.best()]
 
 
 def check_name(name: str) -> str:

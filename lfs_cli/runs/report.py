@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfs_cli.config import ReportConfig
-from lfs_cli.files import replace_bytes
-from lfs_cli.reports.compare import best_first, differing_settings, equal_losses
+from lfs_cli.files import leads_out, replace_bytes
+from lfs_cli.reports.compare import (
+    UNITS,
+    best_first,
+    costs_of_equal_loss,
+    differing_settings,
+    equal_losses,
+    measure_of,
+)
+from lfs_cli.reports.curves import draw_curves
 from lfs_cli.reports.page import run_page
+from lfs_cli.reports.plot import check_plot
 from lfs_cli.reports.records import Record, Run, read_run
 from lfs_cli.reports.table import rewrite_table
 from lfs_cli.runs.folder import DataFolder, RunFolder
@@ -22,17 +31,23 @@ class ReportResult:
         rows: One row a run, best first.
         settings: Settings in which the compared runs differ; empty when nothing is compared.
         losses: Their losses at equal steps, tokens and seconds.
+        costs: The steps, tokens and seconds that each took to the lowest loss that all reach.
+        unit: Of these losses.
         pages: The HTML pages that were written.
         table: The experiment table, or None when there is no run to tabulate.
         table_rows: Rows that the table has now.
+        plot: The picture that was drawn, if one was asked for.
     """
 
     rows: list[Record]
     settings: list[Record]
     losses: list[Record]
+    costs: list[Record]
+    unit: str
     pages: list[Path]
     table: Path | None
     table_rows: int
+    plot: Path | None
 
 
 def report(config: ReportConfig, data: DataFolder | None = None, observer: Observer | None = None) -> ReportResult:
@@ -45,8 +60,12 @@ def report(config: ReportConfig, data: DataFolder | None = None, observer: Obser
 
     Raises:
         CheckpointError: When a named run does not exist.
-        DataError: When the table cannot be written.
+        ConfigError: When no picture can be drawn as it was asked for.
+        DataError: When the table or the picture cannot be written.
     """
+    plot = None if config.plot is None else Path(config.plot)
+    if plot is not None:
+        check_plot(plot)
     data, observer = data or DataFolder.here(), observer or Observer()
     chosen = list(dict.fromkeys(data.find_run(name) for name in config.runs))
     folders = data.all_runs()
@@ -68,13 +87,18 @@ def report(config: ReportConfig, data: DataFolder | None = None, observer: Obser
         others = [other for other in compared if other is not run]
         if folder in chosen or (not chosen and _is_stale(folder)):
             pages += _write_page(folder, run_page(run, others), observer)
+    if plot is not None and shown:
+        draw_curves(shown, plot)
     return ReportResult(
         rows=[run.row() for run in shown],
         settings=differing_settings(compared) if len(compared) > 1 else [],
         losses=equal_losses(compared) if compared else [],
+        costs=costs_of_equal_loss(compared) if len(compared) > 1 else [],
+        unit=UNITS[measure_of(compared)] if compared else "",
         pages=pages,
         table=data.table if folders else None,
         table_rows=table_rows,
+        plot=plot if shown else None,
     )
 
 
@@ -113,6 +137,9 @@ def _is_stale(folder: RunFolder) -> bool:
 
 
 def _write_page(folder: RunFolder, text: str, observer: Observer) -> list[Path]:
+    if leads_out(folder.report, folder.path):  # somebody else's run must not choose where we write
+        observer.warning(f"{folder.report} is a link that leads out of the run; it is not written")
+        return []
     try:
         replace_bytes(folder.report, text.encode("utf-8", "replace"))
     except OSError as error:  # a run of somebody else, or a full disk: the report itself is still worth seeing

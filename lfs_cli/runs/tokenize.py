@@ -8,31 +8,40 @@ The name is `<dataset>-<vocabulary>`, such as `tinystories-10000`, with `-<patte
 GPT-2's. With a given tokenizer it is `<dataset>-<name of the tokenizer's folder>`, and the tokenizer is copied there.
 
 What is there already and was made from the same text in the same way is used again. A text counts as the same when its
-size and its time of change are.
+size and its time of change are. Of a text that is gone, what was made of it is enough to train on. A second process
+that is to make the same waits for the first, and then finds it made.
 """
 
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lfs_cli.config import TokenizeConfig
-from lfs_cli.corpus.shards import Tokens, refuse_foreign, write_shards
+from lfs_cli.corpus.shards import Tokens, settle, write_shards
 from lfs_cli.corpus.sources import DATASETS
 from lfs_cli.corpus.text import Inspector
 from lfs_cli.errors import DataError, did_you_mean
+from lfs_cli.files import locked, read_json, remove_drafts
+from lfs_cli.memory import forget_peak, peak_bytes
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
-from lfs_cli.tokenizer import Tokenizer, find_pattern, learn_bpe, will_compile
-from lfs_cli.tokenizer.blocks import reading, replace_file
+from lfs_cli.tokenizer import Tokenizer, find_pattern, formats, learn_bpe, will_compile
+from lfs_cli.tokenizer.blocks import reading, replace_file, writing
+from lfs_cli.tokenizer.learn import LearnStats
 
 SPLITS = ("train", "valid")
 LONGEST_TOKENS = 10
+PILE_BYTES = 825 * 10**9
+"""Size of The Pile, a corpus that models of a few billion weights are trained on (arXiv:2101.00027)."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -45,12 +54,18 @@ class Stage:
         bytes: Size of the text.
         seconds: Time it took; None when an earlier result was used again.
         tokens: Tokens learned or written.
+        peak_bytes: Most memory that this process held meanwhile; None where the system does not tell.
+        parts: Seconds of each part of learning: `counting` words, `merging` pairs.
+        fallbacks: Tokens written that stand for one byte of a longer character, since no token has the character.
     """
 
     name: str
     bytes: int
     seconds: float | None
     tokens: int
+    peak_bytes: int | None = None
+    parts: tuple[tuple[str, float], ...] = ()
+    fallbacks: int | None = None
 
     @property
     def rate(self) -> float | None:
@@ -61,6 +76,11 @@ class Stage:
     def bytes_per_token(self) -> float | None:
         """Bytes of text that a token stands for, on average."""
         return self.bytes / self.tokens if self.name in SPLITS and self.tokens else None
+
+    @property
+    def fallback_share(self) -> float | None:
+        """Share of the tokens that stand for one byte of a longer character."""
+        return self.fallbacks / self.tokens if self.fallbacks is not None and self.tokens else None
 
 
 @dataclass(frozen=True)
@@ -77,7 +97,7 @@ class TokenizeResult:
         longest_tokens: The longest tokens but the special ones, as text, the longest first.
         stages: Parts of the work, in order.
         seconds: Time of everything.
-        peak_bytes: Most memory that this process ever held; None where the system does not tell.
+        peak_bytes: Most memory that this process held in any stage; None where the system does not tell.
     """
 
     dataset: str
@@ -91,13 +111,28 @@ class TokenizeResult:
     seconds: float
     peak_bytes: int | None
 
+    @property
+    def pile_seconds(self) -> float | None:
+        """Time that encoding The Pile would take at the rate of the training text; None when that was not encoded."""
+        rate = next((stage.rate for stage in self.stages if stage.name == "train"), None)
+        return PILE_BYTES / 1e6 / rate if rate else None
+
     def bytes_per_token(self, split: str) -> float:
         """Return the bytes of text that a token of ``split`` stands for, on average; 0 for a text without tokens."""
         return next((stage.bytes_per_token or 0.0 for stage in self.stages if stage.name == split), 0.0)
 
 
-def tokenize(config: TokenizeConfig, data: DataFolder, observer: Observer | None = None) -> TokenizeResult:
+def tokenize(
+    config: TokenizeConfig, data: DataFolder, observer: Observer | None = None, *, verify: bool = False
+) -> TokenizeResult:
     """Learn a tokenizer and encode a dataset, using again what is up to date.
+
+    Args:
+        config: What to make.
+        data: The data folder.
+        observer: Is told of progress.
+        verify: Compare all tokens that are there with their checksums before using them again. Without, that happens
+            as they are read.
 
     Raises:
         ConfigError: For an unknown pattern.
@@ -106,28 +141,66 @@ def tokenize(config: TokenizeConfig, data: DataFolder, observer: Observer | None
     observer, started = observer or Observer(), time.perf_counter()
     find_pattern(config.pattern)
     dataset = config.dataset or _newest_dataset(data)
-    texts = _texts(data, dataset)
-    given = Tokenizer.load(config.tokenizer) if config.tokenizer is not None else None
+    texts = find_texts(dataset, data)
+    given = load_tokenizer(config.tokenizer, config) if config.tokenizer is not None else None
     workers = min(config.workers, 4 * (os.cpu_count() or 1))  # each holds its own part of the text
     config = config.model_copy(update={"workers": workers})
+    name = name_of(config, dataset, data)
     stages: list[Stage] = []
     try:
-        if given is None:
-            name = f"{dataset}-{config.vocab_size}" + (f"-{config.pattern}" if config.pattern != "gpt2" else "")
-        else:
-            name = _name_of(config.tokenizer or "", dataset, data)
-        for split in SPLITS:
-            refuse_foreign(data.tokens(name), split)
-        if given is None:
-            tokenizer, stage = _learned(config, dataset, texts["train"], data.tokenizer(name), observer)
-            stages.append(stage)
-        else:
-            tokenizer = given
-            _keep_copy(tokenizer, data.tokenizer(name))
-        encoding = _Encoding(dataset, tokenizer, data.tokens(name), config.workers, observer)
-        stages += [encoding.run(split, texts[split]) for split in SPLITS]
+        with _alone(data.tokens(name), observer):
+            for split in SPLITS:
+                settle(data.tokens(name), split)
+            for folder in (data.tokens(name), data.tokenizer(name)):
+                remove_drafts(folder)
+            if given is None:
+                tokenizer, stage = _learned(config, dataset, texts["train"], data.tokenizer(name), observer)
+                stages.append(stage)
+            else:
+                tokenizer = given
+                _keep_copy(tokenizer, data.tokenizer(name))
+            encoding = _Encoding(dataset, tokenizer, data.tokens(name), config.workers, observer, verify)
+            stages += [encoding.run(split, texts[split]) for split in SPLITS]
     finally:
         observer.finish_progress()
+    return _result(dataset, name, data, tokenizer, stages, time.perf_counter() - started)
+
+
+def made_before(config: TokenizeConfig, data: DataFolder) -> TokenizeResult | None:
+    """Return what `tokenize` made of a text that need not be there any more: tokens are all that training reads.
+
+    Args:
+        config: What was asked for; it names its dataset.
+        data: The data folder.
+
+    Returns:
+        None when it was not made, or not as ``config`` asks, or is not whole.
+    """
+    name = name_of(config, config.dataset, data)
+    folder = data.tokens(name)
+    try:
+        tokenizer, manifest = Tokenizer.load(data.tokenizer(name)), _read_manifest(folder)
+        if config.tokenizer is None:
+            learned = _read_manifest(data.tokenizer(name))
+            is_asked = all(learned.get(key) == value for key, value in _asked(config, config.dataset).items())
+        else:
+            is_asked = load_tokenizer(config.tokenizer, config).hash == tokenizer.hash
+        if not is_asked or manifest.get("tokenizer_hash") != tokenizer.hash:
+            return None
+        stages = []
+        for split in SPLITS:
+            count, record = len(Tokens.open(folder, split, tokenizer_hash=tokenizer.hash)), manifest["splits"][split]
+            if count != record["tokens"] or type(record["bytes"]) is not int:
+                return None
+            stages.append(Stage(split, record["bytes"], None, count))
+    except (DataError, KeyError, TypeError):
+        return None
+    return _result(config.dataset, name, data, tokenizer, stages, 0.0)
+
+
+def _result(
+    dataset: str, name: str, data: DataFolder, tokenizer: Tokenizer, stages: list[Stage], seconds: float
+) -> TokenizeResult:
     learned = (token for id, token in tokenizer.vocab.items() if id not in tokenizer.special_ids.values())
     longest = sorted(learned, key=lambda token: (-len(token), token))
     return TokenizeResult(
@@ -139,19 +212,35 @@ def tokenize(config: TokenizeConfig, data: DataFolder, observer: Observer | None
         vocab_size=tokenizer.vocab_size,
         longest_tokens=tuple(token.decode("utf-8", "backslashreplace") for token in longest[:LONGEST_TOKENS]),
         stages=tuple(stages),
-        seconds=time.perf_counter() - started,
-        peak_bytes=peak_memory(),
+        seconds=seconds,
+        peak_bytes=max((stage.peak_bytes or 0 for stage in stages), default=0) or peak_bytes(),
     )
 
 
-def peak_memory() -> int | None:
-    """Return the most memory in bytes that this process ever held, None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+@contextmanager
+def _alone(folder: Path, observer: Observer) -> Iterator[None]:
+    """Hold ``folder``, and the tokenizer of the same name, for this process. A second one waits here."""
+    wait = partial(observer.stage, f"waiting for another process that is writing {folder}")
+    with ExitStack() as stack:
+        with writing(folder):
+            stack.enter_context(locked(folder, on_wait=wait))
+        yield
+
+
+def load_tokenizer(path: str | Path, config: TokenizeConfig) -> Tokenizer:
+    """Return the tokenizer at ``path``, with the pattern and special tokens that ``config`` names where it names any.
+
+    Raises:
+        ConfigError: For an unknown pattern.
+        DataError: When there is no tokenizer, or it says itself something else.
+    """
+    asked = config.model_fields_set
+    vocab, merges, special_tokens, pattern, whole_words = formats.read(
+        Path(path),
+        pattern=find_pattern(config.pattern) if "pattern" in asked else None,
+        special_tokens=config.special_tokens if "special_tokens" in asked else None,
+    )
+    return Tokenizer(vocab, merges, special_tokens, pattern=pattern, whole_words=whole_words)
 
 
 def _newest_dataset(data: DataFolder) -> str:
@@ -169,8 +258,9 @@ def _newest_dataset(data: DataFolder) -> str:
     return max(folders, key=brought).name
 
 
-def _texts(data: DataFolder, dataset: str) -> dict[str, Path]:
-    """Return the text of each split. Raises DataError when one is missing or empty."""
+def find_texts(dataset: str, data: DataFolder) -> dict[str, Path]:
+    """Return the text of each split, by default of the newest dataset. Raises DataError when it is missing or empty."""
+    dataset = dataset or _newest_dataset(data)
     folder = data.raw(dataset)
     paths = {split: folder / f"{split}.txt" for split in SPLITS}
     if not folder.is_dir():
@@ -220,10 +310,23 @@ def _source(path: Path) -> dict[str, Any]:
     return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
+def _check_unchanged(path: Path, source: dict[str, Any]) -> None:
+    """Raise DataError when a text is no longer what it was before it was read: parts of two texts make no corpus."""
+    try:
+        is_same = _source(path) == source
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise DataError(
+            f"`{path}` was changed or removed while it was read",
+            hint="run the same command again when it is as it should be; what was here before is as it was",
+        )
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of ``folder``; one that is missing or damaged is empty, and what it tells is made again."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
@@ -237,13 +340,7 @@ def _learned(
     config: TokenizeConfig, dataset: str, path: Path, folder: Path, observer: Observer
 ) -> tuple[Tokenizer, Stage]:
     """Return the tokenizer in ``folder`` if it is what ``config`` asks for, else learn it and put it there."""
-    asked = {
-        "dataset": dataset,
-        "source": _source(path),
-        "vocab_size": config.vocab_size,
-        "special_tokens": list(config.special_tokens),
-        "pattern": config.pattern,
-    }
+    asked = {**_asked(config, dataset), "source": _source(path)}
     size = path.stat().st_size
     kept = _kept_tokenizer(folder, asked)
     if kept is not None:
@@ -254,7 +351,8 @@ def _learned(
     observer.stage(f"learning {config.vocab_size:,} tokens on {path}")
     if will_compile("learning", size, config.pattern):
         observer.stage("compiling the loops that learn, once on this machine")
-    units = {"counting": "B", "merging": "merges"}
+    forget_peak()
+    units, stats = {"counting": "B", "merging": "merges"}, list[LearnStats]()
     started = time.perf_counter()
     vocab, merges = learn_bpe(
         path,
@@ -262,7 +360,10 @@ def _learned(
         config.special_tokens,
         pattern=config.pattern,
         workers=config.workers,
+        max_words=config.max_words,
+        sample_bytes=config.sample_bytes,
         on_progress=lambda phase, done, total: observer.progress(phase, done, total, units[phase]),
+        on_stats=stats.append,
     )
     seconds = time.perf_counter() - started
     observer.finish_progress()
@@ -270,10 +371,30 @@ def _learned(
         observer.warning(
             f"the text has only {len(vocab):,} different tokens, not {config.vocab_size:,}: every word is one token"
         )
+    _check_unchanged(path, asked["source"])
     tokenizer = Tokenizer(vocab, merges, config.special_tokens, pattern=config.pattern)
     tokenizer.save(folder)
     _write_manifest(folder, {**asked, "tokens": len(vocab), "hash": tokenizer.hash, "seconds": round(seconds, 3)})
-    return tokenizer, Stage("learn", size, seconds, len(vocab))
+    took = stats[0]
+    if took.dropped_words:
+        observer.warning(
+            f"{took.dropped_words:,} rare words, {took.dropped_share:.1%} of the text, did not fit into `max_words` "
+            f"({config.max_words:,}); merges that only they have may be missing"
+        )
+    parts = (("counting", took.count_seconds), ("merging", took.merge_seconds))
+    return tokenizer, Stage("learn", took.bytes, seconds, len(vocab), peak_bytes(), parts)
+
+
+def _asked(config: TokenizeConfig, dataset: str) -> dict[str, Any]:
+    """Return what the manifest of a tokenizer says of how it was learned, but for the text."""
+    return {
+        "dataset": dataset,
+        "vocab_size": config.vocab_size,
+        "special_tokens": list(config.special_tokens),
+        "pattern": config.pattern,
+        "max_words": config.max_words,
+        "sample_bytes": config.sample_bytes,
+    }
 
 
 def _kept_tokenizer(folder: Path, asked: dict[str, Any]) -> Tokenizer | None:
@@ -288,13 +409,16 @@ def _kept_tokenizer(folder: Path, asked: dict[str, Any]) -> Tokenizer | None:
     return tokenizer if tokenizer.hash == manifest.get("hash") else None
 
 
-def _name_of(tokenizer: str, dataset: str, data: DataFolder) -> str:
-    """Return the name for tokens of ``dataset`` made by the tokenizer at a path.
+def name_of(config: TokenizeConfig, dataset: str, data: DataFolder) -> str:
+    """Return the name for the tokens of ``dataset`` that ``config`` asks for, and for their tokenizer.
 
-    `tokens/mine/tokenizer.json` and `tokens/mine` are called `mine`, and `files/gpt2_vocab.json` is called `gpt2`.
-    A tokenizer learned on the dataset itself already has the dataset's name in its own.
+    A given tokenizer at `tokens/mine/tokenizer.json` or `tokens/mine` is called `mine`, and one at
+    `files/gpt2_vocab.json` is called `gpt2`. One learned on the dataset itself already has the dataset's name in its
+    own.
     """
-    path = Path(tokenizer).resolve()
+    if config.tokenizer is None:
+        return f"{dataset}-{config.vocab_size}" + (f"-{config.pattern}" if config.pattern != "gpt2" else "")
+    path = Path(config.tokenizer).resolve()
     if path.is_dir():
         folder, own = path, path.name
     else:
@@ -316,6 +440,28 @@ def _keep_copy(tokenizer: Tokenizer, folder: Path) -> None:
     _write_manifest(folder, {"hash": tokenizer.hash, "tokens": len(tokenizer.vocab)})
 
 
+class FallbackIds:
+    """Counts the tokens that stand for one byte of a longer character: the character has no token of its own.
+
+    Args:
+        tokenizer: Says which ids they are. There are few ranges of them, which are counted faster than looked up.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        ids = sorted(id for id, token in tokenizer.vocab.items() if len(token) == 1 and token[0] >= 0x80)
+        self._ranges: list[tuple[int, int]] = []
+        for id in ids:
+            if self._ranges and self._ranges[-1][1] == id:
+                self._ranges[-1] = (self._ranges[-1][0], id + 1)
+            else:
+                self._ranges.append((id, id + 1))
+
+    def count_in(self, ids: np.ndarray) -> int:
+        """Return how many of ``ids``, which are unsigned, are such tokens."""
+        # Ids below the start of a range wrap round to large numbers, so that one comparison is enough.
+        return sum(int(np.count_nonzero(ids - ids.dtype.type(start) < stop - start)) for start, stop in self._ranges)
+
+
 @dataclass(frozen=True)
 class _Encoding:
     """Encodes texts of one dataset with one tokenizer into the shards of one folder."""
@@ -325,24 +471,31 @@ class _Encoding:
     folder: Path
     workers: int
     observer: Observer
+    verify: bool
 
     def run(self, split: str, path: Path) -> Stage:
         """Write the shards of ``split``, unless those there are up to date."""
-        size, kept = path.stat().st_size, self._kept_tokens(split, path)
+        with reading(path):
+            source = _source(path)
+        size, kept = source["bytes"], self._kept_tokens(split, source)
         if kept is not None:
             self.observer.stage(f"using the {split} tokens in {self.folder}: they were made from this text")
-            return Stage(split, size, None, kept)
+            return Stage(split, size, None, kept, fallbacks=self._recorded(split, "fallbacks"))
         _check_text(path, self.observer)
         self.observer.stage(f"encoding {path}")
         if will_compile("encoding", size, self.tokenizer.pattern):
             self.observer.stage("compiling the loops that encode, once on this machine")
-        started, source, count = time.perf_counter(), _source(path), 0
+        forget_peak()
+        started, count, fallbacks = time.perf_counter(), 0, 0
+        fallback_ids = FallbackIds(self.tokenizer)
 
         def arrays() -> Iterator[Any]:
-            nonlocal count
+            nonlocal count, fallbacks
             for ids in self.tokenizer.encode_file(path, workers=self.workers, on_progress=self._progress(split)):
                 count += len(ids)
+                fallbacks += fallback_ids.count_in(ids)
                 yield ids
+            _check_unchanged(path, source)
 
         write_shards(
             self.folder,
@@ -356,21 +509,37 @@ class _Encoding:
         manifest = _read_manifest(self.folder)
         splits = manifest.get("splits") if manifest.get("tokenizer_hash") == self.tokenizer.hash else None
         splits = splits if isinstance(splits, dict) else {}
-        splits[split] = {"bytes": size, "tokens": count, "source": source, "seconds": round(seconds, 3)}
+        splits[split] = {
+            "bytes": size,
+            "tokens": count,
+            "fallbacks": fallbacks,
+            "source": source,
+            "seconds": round(seconds, 3),
+        }
         _write_manifest(self.folder, {"dataset": self.dataset, "tokenizer_hash": self.tokenizer.hash, "splits": splits})
-        return Stage(split, size, seconds, count)
+        return Stage(split, size, seconds, count, peak_bytes(), fallbacks=fallbacks)
 
     def _progress(self, split: str) -> Any:
         return lambda done, total: self.observer.progress(f"encoding {split}", done, total, "B")
 
-    def _kept_tokens(self, split: str, path: Path) -> int | None:
+    def _recorded(self, split: str, name: str) -> int | None:
+        """Return a number from the record of ``split``, None when an earlier version did not write it."""
+        number = _read_manifest(self.folder)["splits"][split].get(name)
+        return number if type(number) is int else None
+
+    def _kept_tokens(self, split: str, source: dict[str, Any]) -> int | None:
         """Return how many tokens the shards of ``split`` hold, None when they are not up to date or not whole."""
         manifest = _read_manifest(self.folder)
         try:
             record = manifest["splits"][split]
-            if manifest["tokenizer_hash"] != self.tokenizer.hash or record["source"] != _source(path):
+            if manifest["tokenizer_hash"] != self.tokenizer.hash or record["source"] != source:
                 return None
-            count = len(Tokens.open(self.folder, split, tokenizer_hash=self.tokenizer.hash))
-            return count if count == record["tokens"] else None
-        except (KeyError, TypeError, DataError):
+            tokens = Tokens.open(self.folder, split, tokenizer_hash=self.tokenizer.hash)
+            if self.verify:
+                tokens.verify(lambda done: self.observer.progress(f"verifying {split}", done, len(tokens), "tokens"))
+            return len(tokens) if len(tokens) == record["tokens"] else None
+        except DataError as error:
+            self.observer.stage(f"{error}; making it again")
+            return None
+        except (KeyError, TypeError):
             return None

@@ -2,47 +2,44 @@
 
 `train` prepares (device, text, tokens, model, optimizers), loops, and writes the result down. A batch is a function of
 the seed and the step alone, so a run that was stopped goes on from its last checkpoint with the batches it would have
-seen. What is under way on the device is read one step later (`_Recorder`), so the loop never waits for it.
+seen, and ends bit for bit where it would have ended. What is under way on the device is read one step later
+(`recorder.py`) and brought to the disk in the background (`saver.py`). So the loop waits for the device only where the
+model is looked at or saved, which must know that the last step went well, and for the disk only when it is saved again.
 """
 
-import os
 import shutil
-import signal
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import datetime
-from math import isfinite
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from lfs_cli.config import DownloadConfig, TokenizeConfig, TrainConfig, dump_config
-from lfs_cli.corpus.batches import Batches
-from lfs_cli.corpus.shards import Tokens
-from lfs_cli.corpus.sources import DATASETS
-from lfs_cli.errors import CheckpointError, ConfigError, DataError, DeviceError, LfsError, TrainingError, did_you_mean
+from lfs_cli.config import TrainConfig, dump_config
+from lfs_cli.errors import CheckpointError
 from lfs_cli.files import replace_text
-from lfs_cli.generation.language_model import LanguageModel
-from lfs_cli.model import Transformer, next_token_loss, resolve_attention
-from lfs_cli.model.device import choose_device, choose_dtype, precision
-from lfs_cli.optimizers import SCHEDULES, Optimizer, build_optimizers
-from lfs_cli.registry import import_plugins
+from lfs_cli.model import load_state
+from lfs_cli.model.device import is_out_of_memory, release_memory
+from lfs_cli.optimizers import Optimizer, build_schedule
 from lfs_cli.reports.table import append_row
-from lfs_cli.runs.download import download
 from lfs_cli.runs.folder import DataFolder, RunFolder
-from lfs_cli.runs.journal import Journal, environment, write_json
+from lfs_cli.runs.journal import environment, write_json
+from lfs_cli.runs.lock import only_trainer
+from lfs_cli.runs.microbatch import decide_microbatch, explained_memory, rows_at_once
 from lfs_cli.runs.observer import Observer
-from lfs_cli.runs.tokenize import TokenizeResult, tokenize
-from lfs_cli.tokenizer import Tokenizer
-from lfs_cli.training.checkpoint import point_to, read_checkpoint, write_checkpoint
-from lfs_cli.training.cost import Cost, device_name, estimate, flops_per_token, memory_bytes, peak_flops
-from lfs_cli.training.evaluate import Evaluation, evaluate, unigram_entropy
-from lfs_cli.training.step import LossFunction, Readback, StepRecord, train_step
+from lfs_cli.runs.progress import Progress, batch_of
+from lfs_cli.runs.recorder import Recorder
+from lfs_cli.runs.resume import keep_config, load_checkpoint, restore
+from lfs_cli.runs.saver import Saver, finish_writing
+from lfs_cli.runs.setup import Setup, set_up
+from lfs_cli.runs.stop import Stop, StoppedError, stop_signals
+from lfs_cli.training.anomaly import AnomalyError, first_bad_layer
+from lfs_cli.training.budget import Budget
+from lfs_cli.training.cost import device_name
+from lfs_cli.training.evaluate import Evaluation, evaluate
+from lfs_cli.training.randomness import fixed_order, undisturbed
+from lfs_cli.training.recovery import with_less_at_once
+from lfs_cli.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -51,16 +48,18 @@ class TrainResult:
 
     Args:
         directory: The run folder.
-        status: `finished`, or `stopped` by a signal.
+        status: `finished`, `stopped` by a signal, or `diverged`.
         signal: Number of that signal, else 0.
+        problem: What went wrong in a run that diverged, and where in the model; else empty.
+        hint: What to do about it.
         steps: Steps done.
         loss: Mean nats per token of the last training batch.
-        best_val_loss: Lowest validation loss, or None when the run was stopped before its first evaluation.
+        best_val_loss: Lowest validation loss, or None when the run ended before its first evaluation.
         perplexity: e to that loss.
         bits_per_byte: Bits per byte of text at that loss, or None when the bytes are not known.
         parameters: Weights of the model.
         tokens: Tokens trained on.
-        tokens_per_second: Mean over the training steps.
+        tokens_per_second: Mean over the training steps but the first of each start, in which kernels are compiled.
         seconds: Seconds of the training steps.
         unigram_entropy: Loss in nats of a model that knows only how frequent each token is.
         sample: What the model wrote last.
@@ -69,6 +68,8 @@ class TrainResult:
     directory: Path
     status: str
     signal: int
+    problem: str
+    hint: str
     steps: int
     loss: float | None
     best_val_loss: float | None
@@ -82,17 +83,6 @@ class TrainResult:
     sample: str
 
 
-@dataclass
-class _Progress:
-    """What a run knows of itself, and keeps in each checkpoint."""
-
-    step: int = 0
-    loss: float | None = None
-    seconds: float = 0.0
-    best: dict[str, Any] = field(default_factory=dict)  # the line of the best evaluation
-    sample: str = ""
-
-
 def train(
     config: TrainConfig,
     out: Path | str | None = None,
@@ -101,7 +91,10 @@ def train(
     observer: Observer | None = None,
     resume: RunFolder | None = None,
 ) -> TrainResult:
-    """Train a model and write the run to a folder of its own.
+    """Train a model, write the run to a folder of its own and add its row to the experiment table.
+
+    SIGINT and SIGTERM are heard meanwhile: the first one finishes the step and saves (`status` is `stopped`), the
+    second one ends the process. A run that diverges is a result too: see `status` and `problem`.
 
     Args:
         config: The experiment.
@@ -113,282 +106,237 @@ def train(
     Raises:
         ConfigError: When settings do not fit each other or the tokenizer.
         DataError: When the text or its tokens cannot be used.
-        DeviceError: When the device cannot do what was asked, or runs out of memory.
-        TrainingError: When the loss is not a number.
-        CheckpointError: When a checkpoint cannot be read or written.
+        DeviceError: When the device cannot do what was asked, or has no memory for a single sequence.
+        CheckpointError: When a checkpoint cannot be read or written, or another process trains the run.
     """
     data = data or DataFolder.here()
-    observer = observer or Observer()
-    device, dtype, attention, reason = _resolve(config)
-    _check_room(estimate(config, device, dtype), device, resume.path if resume else Path(out or data.runs))
-
-    prepared = prepare(config, data, observer)
-    tokenizer = Tokenizer.load(prepared.tokenizer)
-    _check_tokenizer(config, tokenizer)
-    train_tokens, valid_tokens = (
-        Tokens.open(prepared.tokens, split, tokenizer_hash=tokenizer.hash) for split in ("train", "valid")
-    )
-    shape = {"context_length": config.model.context_length, "seed": config.seed}
-    batches = Batches(train_tokens, batch_size=config.batch_size, **shape)
-    valid_batches = Batches(valid_tokens, batch_size=config.batch_size, **shape)
-
-    torch.manual_seed(config.seed)
-    model = Transformer(config.model).to(device)
-    optimizers = build_optimizers(model, config.optimizer)
-    parameters = list(model.parameters())
-    schedule = SCHEDULES.get(config.schedule.name)
-    loss_function = _loss_function(model, device, dtype, is_compiled=config.compile)
-    writer = LanguageModel(model, tokenizer, device=device, dtype=dtype)
-
-    run = resume or _new_run(config, out, data, device)
-    progress = _restore(config, run, model, optimizers, tokenizer) if resume else _Progress()
-    recorder = _Recorder(config, run, progress, observer, device)
-    entropy = unigram_entropy(valid_tokens)
-    observer.stage(
-        f"training {model.parameter_count():,} weights on {device_name(device)} in {dtype}, ".replace("torch.", "")
-        + f"attention `{attention}` ({reason}), in {run.path}"
-    )
-    observer.stage(f"to beat: {entropy:.3f}, the loss of guessing by token frequency alone")
-
-    with _stop_signals() as stop, _explained_memory(config, device):
-        for step in range(progress.step + 1, config.steps + 1):
-            factor = schedule(step - 1, steps=config.steps, warmup=config.schedule.warmup, final=config.schedule.final)
-            lr = _set_learning_rates(optimizers, factor)
-            tokens_BT, targets_BT = (_to_device(tensor, device) for tensor in batches.at(step - 1))
-            numbers = train_step(
-                loss_function,
-                parameters,
-                optimizers,
-                tokens_BT,
-                targets_BT,
-                passes=config.batch_size // config.passes_size,
-                clip=config.clip,
-            )
-            recorder.take(step, lr, numbers)
-
-            if step == config.steps or step % config.eval_every == 0:
-                recorder.settle()
-                found = evaluate(
-                    model,
-                    loss_function,
-                    valid_batches.sequential(config.eval_batches),
-                    device,
-                    step=step,
-                    bytes_per_token=prepared.bytes_per_token("valid"),
-                    rows=config.passes_size,
-                )
-                recorder.evaluated(found)
-                recorder.wrote(_sample(config, writer))
-            if stop.number or step == config.steps or step % config.checkpoint_every == 0 or recorder.is_best(step):
-                recorder.settle()
-                _save(run, model, optimizers, progress, tokenizer, prepared.tokenizer, config.keep_checkpoints)
-            if stop.number:
-                break
-            recorder.start_clock()
-
-    result = _result(run, model, config, progress, entropy, stop.number)
-    row = _row(config, result, attention, device)
-    write_json(run.result, row)
+    with stop_signals() as stop:
+        result, row = train_run(
+            config, Path(out or data.runs), data=data, observer=observer or Observer(), resume=resume, stop=stop
+        )
     append_row(data.table, row)
     return result
 
 
-def prepare(config: TrainConfig, data: DataFolder, observer: Observer) -> TokenizeResult:
-    """Return the tokens that ``config`` trains on, first bringing the text and learning the tokenizer if need be."""
-    dataset = config.data.dataset
-    if not (data.raw(dataset) / "train.txt").exists():
-        if dataset not in DATASETS:
-            raise DataError(
-                f"no dataset `{dataset}` in {data.root / 'raw'}",
-                hint=f"bring it with `lfs download --from FILE --name {dataset}`, or "
-                + did_you_mean(dataset, DATASETS).removesuffix("?"),
-            )
-        observer.stage(f"no text for `{dataset}` yet: `lfs download {dataset}`")
-        settings = {"dataset": dataset, "sample_bytes": config.data.sample_bytes}
-        download(DownloadConfig(**settings), data, observer)
-    settings = {
-        "dataset": dataset,
-        "vocab_size": config.model.vocab_size,
-        "special_tokens": config.data.special_tokens,
-        "tokenizer": config.data.tokenizer,
-    }
-    return tokenize(TokenizeConfig(**settings), data, observer)
+def train_run(
+    config: TrainConfig, runs: Path, *, data: DataFolder, observer: Observer, resume: RunFolder | None, stop: Stop
+) -> tuple[TrainResult, dict[str, Any]]:
+    """Do what `train` does but for the table, whose row is returned; ``stop`` says when to end early."""
+    if resume:
+        resume.refuse_traps()
+    with fixed_order() if config.deterministic else nullcontext():
+        setup = set_up(config, resume.path if resume else runs, data, observer)
+        run = resume or _new_run(config, runs, setup)
+        with only_trainer(run.path):
+            return _train(config, setup, run, observer, is_resumed=resume is not None, stop=stop)
 
 
-def plan(config: TrainConfig) -> tuple[Cost, str]:
-    """Return what the run of ``config`` would take on this machine, and the name of its device (`--dry-run`)."""
-    device, dtype, _, _ = _resolve(config)
-    return estimate(config, device, dtype), device_name(device)
-
-
-class _Recorder:
-    """Turns numbers on the device into records, one step behind, and keeps the run's time.
-
-    Args:
-        config: The experiment.
-        run: Where the records go. A resumed run's journal is cut back to its checkpoint.
-        progress: What the run knows of itself; kept up to date here.
-        observer: Is told about each record.
-        device: Where the numbers come from.
-    """
-
-    def __init__(
-        self, config: TrainConfig, run: RunFolder, progress: _Progress, observer: Observer, device: torch.device
-    ) -> None:
-        self.config, self.run, self.progress, self.observer, self.device = config, run, progress, observer, device
-        self._journal = Journal(run.metrics)
-        self._journal.trim(progress.step)
-        self._flops = flops_per_token(config.model)
-        self._peak = peak_flops(device)
-        self._pending: tuple[int, float, Readback] | None = None
-        self._recent: list[float] = []
-        self._lap = time.perf_counter()
-
-    def start_clock(self) -> None:
-        """Leave out of the training time what has passed since the last record, unless a step is under way."""
-        if self._pending is None:
-            self._lap = time.perf_counter()
-
-    def take(self, step: int, lr: float, numbers: Tensor) -> None:
-        """Note that ``step`` is under way with its loss and norm in ``numbers``, and record the one before it."""
-        readback = Readback(numbers)
-        self.settle()
-        self._pending = (step, lr, readback)
-        if not numbers.is_cuda:  # nothing runs ahead here: the numbers are ready
-            self.settle()
-
-    def settle(self) -> None:
-        """Record the step that is under way, if one is.
-
-        Raises:
-            TrainingError: When its loss or gradient is not a number.
-        """
-        if self._pending is None:
-            return
-        (step, lr, readback), self._pending = self._pending, None
-        loss, norm = readback.read()
-        if not (isfinite(loss) and isfinite(norm)):
-            raise _not_a_number(step, "loss" if not isfinite(loss) else "gradient", self.run, self.config)
-        now = time.perf_counter()
-        seconds, self._lap = now - self._lap, now
-        self._recent = [*self._recent[-19:], seconds]
-        rate = self.config.batch_tokens * len(self._recent) / sum(self._recent)
-        self.progress.step, self.progress.loss = step, loss
-        self.progress.seconds += seconds
-        record = StepRecord(
-            step=step,
-            loss=loss,
-            lr=lr,
-            gradient_norm=norm,
-            tokens=step * self.config.batch_tokens,
-            seconds=self.progress.seconds,
-            tokens_per_second=rate,
-            mfu=rate * self._flops / self._peak if self._peak else None,
-            memory_bytes=memory_bytes(self.device),
-        )
-        self._journal.append(record.line())
-        self.observer.step(record)
-
-    def evaluated(self, found: Evaluation) -> None:
-        """Record an evaluation.
-
-        Raises:
-            TrainingError: When its loss is not a number.
-        """
-        if not isfinite(found.loss):
-            raise _not_a_number(found.step, "validation loss", self.run, self.config)
-        self._journal.append(found.line())
-        if not self.progress.best or found.loss < self.progress.best["loss"]:
-            self.progress.best = found.line()
-        self.observer.evaluation(found)
-
-    def wrote(self, text: str) -> None:
-        """Keep what the model wrote after the step recorded last."""
-        if text:
-            self.progress.sample = text
-            quoted = "".join(f"> {line}\n" for line in text.splitlines())
+def _train(
+    config: TrainConfig, setup: Setup, run: RunFolder, observer: Observer, *, is_resumed: bool, stop: Stop
+) -> tuple[TrainResult, dict[str, Any]]:
+    """Train in the folder ``run``, which is locked, and return the result and its row."""
+    finish_writing(run)
+    progress = restore(config, run, setup, observer) if is_resumed else Progress()
+    keep_config(run, config)
+    recorder = Recorder(config, run, progress, observer, setup.device)
+    microbatch = decide_microbatch(config, setup, recorder)
+    observer.stage(
+        f"training {setup.model.parameter_count():,} weights on {device_name(setup.device)} in "
+        f"{setup.dtype}, attention `{setup.attention}` ({setup.reason}), ".replace("torch.", "")
+        + (f"{microbatch}, in {run.path}" if microbatch else f"in {run.path}")
+    )
+    observer.stage(f"to beat: {setup.entropy:.3f}, the loss of guessing by token frequency alone")
+    saver = Saver(
+        run,
+        setup.model,
+        setup.optimizers,
+        identity=setup.identity,
+        tokenizer=setup.tokenizer_file,
+        keep=config.keep_checkpoints,
+        saved=progress.step if run.checkpoint(progress.step).is_dir() else -1,
+    )
+    problem = hint = ""
+    is_complete = False
+    with stop.patiently(), explained_memory(config, progress, setup.device), saver:
+        while True:
             try:
-                with self.run.samples.open("a", encoding="utf-8") as file:
-                    file.write(f"## Step {self.progress.step:,}\n\n{quoted}\n")
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot write {self.run.samples}: {error.strerror}",
-                    hint=f"free some space, then `lfs train --resume {self.run.path}`",
-                ) from None
-            self.observer.sample(self.progress.step, text)
+                is_complete = _loop(config, setup, recorder, saver, stop)
+                break
+            except AnomalyError as anomaly:
+                saver.wait()
+                if not _went_back(anomaly, config, run, setup, recorder):
+                    problem, hint = _explain(anomaly, config, run, setup, progress)
+                    break
+    status = "diverged" if problem else "finished" if is_complete else "stopped"
+    result = _result(
+        run,
+        setup,
+        config,
+        progress,
+        status=status,
+        signal=0 if is_complete else stop.number,
+        problem=problem,
+        hint=hint,
+    )
+    row = _row(config, result, setup)
+    write_json(run.result, row)
+    return result, row
 
-    def is_best(self, step: int) -> bool:
-        """Whether the lowest validation loss so far was measured after ``step``."""
-        return self.progress.best.get("step") == step
 
+def _loop(config: TrainConfig, setup: Setup, recorder: Recorder, saver: Saver, stop: Stop) -> bool:
+    """Train from the last step of the run to its end, or until it is asked to stop.
 
-def _resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
-    """Return device, dtype, attention backend and why that one: all that can be refused before anything is made."""
-    import_plugins(config.plugins)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    SCHEDULES.get(config.schedule.name)
-    return device, dtype, *resolve_attention(config.model.attention, device.type, dtype, config.model.head_dim)
+    Each turn first does what is due after the step before: look at the model, save it. So a run that goes on begins
+    with what it had not done when it was stopped.
 
+    Returns:
+        Whether nothing is left to do, which a signal may prevent.
 
-def _check_room(cost: Cost, device: torch.device, folder: Path) -> None:
-    """Raise an error when the weights cannot fit the memory of the device, or a checkpoint the disk."""
-    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _machine_bytes()
-    if total and cost.weight_bytes > total:
-        raise DeviceError(
-            f"weights, gradients and optimizer need {cost.weight_bytes / 2**30:,.1f} GiB of memory, and there are "
-            f"{total / 2**30:,.1f}",
-            hint="make the model smaller, such as with `--set model.width=512`; `--dry-run` shows what it needs",
+    Raises:
+        AnomalyError: When training has gone wrong.
+    """
+    progress = recorder.progress
+    schedule = build_schedule(config.schedule, config.steps)
+    budget = Budget(config.steps, config.max_seconds)
+    parameters = list(setup.model.parameters())
+    step = progress.step
+    while True:
+        saver.check()
+        is_over = budget.is_spent(step, recorder.seconds(), progress.recent)
+        is_best = False
+        if is_over or (step and step % config.eval_every == 0):
+            recorder.settle()
+            if progress.evaluated < step and not stop:
+                _look(config, setup, recorder, stop)
+                is_best = progress.is_best()
+        is_due = stop or is_over or (step and step % config.checkpoint_every == 0)
+        is_due = is_due or (step == 0 and config.anomaly.policy == "rollback")
+        if is_best or (is_due and step > saver.saved):
+            recorder.settle()
+            saver.save(progress)
+        if stop or is_over:
+            return is_over and progress.evaluated == step
+
+        recorder.start_clock()
+        position = budget.position(step, recorder.seconds(), progress.recent)
+        factor = schedule(position)
+        lr = _set_learning_rates(setup.optimizers, factor)
+        step += 1
+        tokens_BT, targets_BT = setup.batch(batch_of(step, progress.skipped))
+        numbers = train_step(
+            setup.loss,
+            parameters,
+            setup.optimizers,
+            tokens_BT,
+            targets_BT,
+            passes=config.batch_size // rows_at_once(config, progress),
+            clip=config.clip,
+            accept=partial(recorder.accept, step) if recorder.asks_first else None,
+            on_less=recorder.ran_out,
+            draws=bool(config.plugins),
         )
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
-    if cost.weight_bytes > free:
-        raise CheckpointError(
-            f"a checkpoint in {folder} needs about {cost.weight_bytes / 1e6:,.1f} MB, "
-            f"and {free / 1e6:,.1f} MB are free",
-            hint="free some space, or name a folder on a larger disk with `--out`",
-        )
+        recorder.take(step, lr, numbers)
 
 
-def _machine_bytes() -> int:
-    """Return the memory of this machine in bytes, 0 where the system does not tell."""
+def _look(config: TrainConfig, setup: Setup, recorder: Recorder, stop: Stop) -> None:
+    """Evaluate the model and let it write; neither leaves a trace when the run is asked to stop meanwhile."""
+    batches, text = setup.valid_batches, ""
+
+    def attempt(rows: int) -> Evaluation:
+        with undisturbed(setup.device):
+            return evaluate(
+                setup.model,
+                setup.loss,
+                stop.watching(batches.sequential(config.eval_batches)),
+                setup.device,
+                step=recorder.progress.step,
+                bytes_per_token=setup.bytes_per_token,
+                rows=rows,
+            )
+
+    rows = rows_at_once(config, recorder.progress)
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows, among others
-        return 0
-
-
-def _check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError when the tokenizer has ids that the model lacks, or the sample's prompt is too long."""
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.model.vocab_size:,}",
-            hint=f"try `--set model.vocab_size={tokenizer.vocab_size}`",
+        found = with_less_at_once(
+            attempt, rows, config.batch_size, setup.device, undo=lambda: None, on_less=recorder.ran_out
         )
-    prompt = len(tokenizer.encode(config.sample_prompt))
-    if config.sample_tokens and prompt >= config.model.context_length:
-        raise ConfigError(
-            f"`sample_prompt` has {prompt} tokens and the context {config.model.context_length}",
-            hint="shorten it, or turn samples off with `--set sample_tokens=0`",
-        )
+        if config.sample_tokens:
+            text = _write(config, setup, recorder, stop)
+    except StoppedError:
+        return
+    recorder.evaluated(found)
+    recorder.wrote(text)
 
 
-def _loss_function(model: Transformer, device: torch.device, dtype: torch.dtype, *, is_compiled: bool) -> LossFunction:
-    """Return the forward pass from tokens to their mean loss, in the types of a run."""
+def _write(config: TrainConfig, setup: Setup, recorder: Recorder, stop: Stop) -> str:
+    """Return what the model writes; nothing where there is no memory for that, which is no reason to end a run."""
+    try:
+        with undisturbed(setup.device), fixed_order(False):  # choosing a token sums in none on a GPU
+            pieces = setup.writer().stream(
+                config.sample_prompt, max_tokens=config.sample_tokens, seed=config.seed, **config.sampling.model_dump()
+            )
+            return config.sample_prompt + "".join(stop.watching(pieces))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory(setup.device)
+    recorder.observer.warning(f"out of memory: no sample after step {recorder.progress.step:,}")
+    return ""
 
-    def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with precision(device, dtype):
-            return next_token_loss(model.hidden(tokens_BT), model.head_weight, targets_BT)
 
-    return torch.compile(loss) if is_compiled else loss
+def _went_back(anomaly: AnomalyError, config: TrainConfig, run: RunFolder, setup: Setup, recorder: Recorder) -> bool:
+    """Bring the run back to its last checkpoint and leave out the batch of ``anomaly``, where the policy says so.
+
+    Returns:
+        Whether that was done: not with another policy, and not too often to one checkpoint.
+    """
+    if config.anomaly.policy != "rollback":
+        return False
+    progress = recorder.progress
+    batch, seconds = batch_of(anomaly.step, progress.skipped), progress.seconds
+    rows = rows_at_once(config, progress)
+    last = run.checkpoint_steps()[-1]
+    if recorder.returns(last) >= config.anomaly.repeats:
+        return False
+    load_checkpoint(config, run.checkpoint(last), setup, progress, recorder.observer)
+    progress.seconds = seconds  # they have passed
+    recorder.go_back()
+    if rows_at_once(config, progress) != rows:  # the memory is still as short as it was found to be
+        recorder.microbatch(rows, "out of memory before a rollback")
+    recorder.went_back(anomaly, batch)
+    return True
 
 
-def _new_run(config: TrainConfig, out: Path | str | None, data: DataFolder, device: torch.device) -> RunFolder:
+def _explain(
+    anomaly: AnomalyError, config: TrainConfig, run: RunFolder, setup: Setup, progress: Progress
+) -> tuple[str, str]:
+    """Return what went wrong and where in the model it began, and what to do.
+
+    Where the update was applied before its numbers were known, on a GPU, all weights may have become NaN. The batch is
+    then run with those of the last checkpoint, which most often shows the same.
+    """
+    batch = setup.batch(batch_of(anomaly.step, progress.skipped))
+    passes = config.batch_size // rows_at_once(config, progress)
+    layer = first_bad_layer(setup.model, setup.plain_loss, *batch, passes=passes)
+    steps = run.checkpoint_steps()
+    if layer and layer.startswith("the weight") and steps:
+        try:
+            load_state(setup.model, run.checkpoint(steps[-1]) / "model.safetensors")
+            again = first_bad_layer(setup.model, setup.plain_loss, *batch, passes=passes)
+            layer = f"{again} (with the weights of step {steps[-1]:,})" if again else layer
+        except CheckpointError:
+            pass  # what is known already has to do
+    began = f"; first to go wrong: {layer}" if layer else ""
+    kept = f"last good checkpoint: step {steps[-1]}; " if steps else ""
+    lower = f"try `--set optimizer.0.lr={config.optimizer[0].lr / 4:g}`"
+    return f"{anomaly}{began}", f"{kept}{lower}"
+
+
+def _new_run(config: TrainConfig, runs: Path, setup: Setup) -> RunFolder:
     """Create the run folder with its config and environment."""
-    runs = Path(out) if out is not None else data.runs
     run = None
     try:
         run = RunFolder.create(runs, config.name or config.data.dataset)
-        write_json(run.environment, environment(device_name(device)))
+        write_json(run.environment, environment(device_name(setup.device)))
         replace_text(run.config, dump_config(config))
     except OSError as error:
         if run is not None:
@@ -399,50 +347,7 @@ def _new_run(config: TrainConfig, out: Path | str | None, data: DataFolder, devi
     return run
 
 
-def _restore(
-    config: TrainConfig, run: RunFolder, model: Transformer, optimizers: Sequence[Optimizer], tokenizer: Tokenizer
-) -> _Progress:
-    """Put the last checkpoint of ``run`` into the model and optimizers, and return where it was."""
-    folder = run.latest()
-    state = read_checkpoint(folder, model, optimizers)
-    if state["tokenizer_hash"] != tokenizer.hash:
-        raise CheckpointError(
-            f"the checkpoint {folder} was trained with another tokenizer than {config.data.dataset} has now",
-            hint="go on with the tokenizer in the checkpoint: "
-            f"`lfs train --resume {run.path} --set data.tokenizer={folder / 'tokenizer.json'}`",
-        )
-    return _Progress(**state["progress"])
-
-
-def _save(
-    run: RunFolder,
-    model: Transformer,
-    optimizers: Sequence[Optimizer],
-    progress: _Progress,
-    tokenizer: Tokenizer,
-    tokenizer_folder: Path,
-    keep: int,
-) -> None:
-    """Write the checkpoint of this step, point to it, and remove those that are neither among the last nor the best."""
-    folder = run.checkpoint(progress.step)
-    state = {"progress": asdict(progress), "tokenizer_hash": tokenizer.hash}
-    write_checkpoint(folder, model, optimizers, state, tokenizer_folder / "tokenizer.json")
-    point_to(run.checkpoints / "latest", folder)
-    if progress.best.get("step") == progress.step:
-        point_to(run.checkpoints / "best", folder)
-    run.prune_checkpoints(keep)
-
-
-def _sample(config: TrainConfig, writer: LanguageModel) -> str:
-    """Return the prompt of the config as the model continues it now."""
-    if not config.sample_tokens:
-        return ""
-    return config.sample_prompt + writer.generate(
-        config.sample_prompt, max_tokens=config.sample_tokens, seed=config.seed, **config.sampling.model_dump()
-    )
-
-
-def _set_learning_rates(optimizers: Sequence[Optimizer], factor: float) -> float:
+def _set_learning_rates(optimizers: list[Optimizer], factor: float) -> float:
     """Set each group's rate to ``factor`` times its peak, and return the first one's."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group in groups:
@@ -450,109 +355,41 @@ def _set_learning_rates(optimizers: Sequence[Optimizer], factor: float) -> float
     return groups[0]["lr"]
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the host; on CUDA without waiting, which needs pinned memory."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-@dataclass
-class _Stop:
-    number: int = 0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Let the first SIGINT or SIGTERM finish the step under way, and the second one stop at once."""
-    stop = _Stop()
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        if stop.number:
-            raise KeyboardInterrupt
-        stop.number = number
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            before[number] = signal.signal(number, notice)
-        except ValueError:  # not in the main thread: whoever started the thread handles signals
-            break
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _explained_memory(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Turn the allocator's refusal into an error that names the setting to change."""
-    try:
-        yield
-    except (
-        RuntimeError,
-        MemoryError,
-    ) as error:  # the first has torch.OutOfMemoryError, and what the CPU's allocator says
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
-            raise
-        used = ""
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            used = f" ({(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB used)"
-        size = config.passes_size
-        smaller = max(n for n in range(1, max(2, size // 2 + 1)) if config.batch_size % n == 0)
-        raise DeviceError(
-            f"out of memory at microbatch {size} x {config.model.context_length} tokens{used}",
-            hint=f"try `--set microbatch={smaller}`; the result is the same"
-            if size > 1
-            else "choose a smaller model or a shorter context",
-        ) from None
-
-
-def _not_a_number(step: int, what: str, run: RunFolder, config: TrainConfig) -> LfsError:
-    lower = f"try `--set optimizer.0.lr={config.optimizer[0].lr / 4:g}`"
-    steps = run.checkpoint_steps()
-    kept = f"last good checkpoint: step {steps[-1]}; " if steps else ""
-    return TrainingError(f"{what} is not a number at step {step}", hint=kept + lower)
-
-
-def _result(
-    run: RunFolder, model: Transformer, config: TrainConfig, progress: _Progress, entropy: float, signal_number: int
-) -> TrainResult:
-    tokens = progress.step * config.batch_tokens
+def _result(run: RunFolder, setup: Setup, config: TrainConfig, progress: Progress, **how: Any) -> TrainResult:
+    steps, seconds = progress.step, progress.seconds
+    if progress.warm_seconds:
+        steps, seconds = progress.warm_steps, progress.warm_seconds
     return TrainResult(
         directory=run.path,
-        status="stopped" if signal_number else "finished",
-        signal=signal_number,
+        **how,
         steps=progress.step,
         loss=progress.loss,
         best_val_loss=progress.best.get("loss"),
         perplexity=progress.best.get("perplexity"),
         bits_per_byte=progress.best.get("bits_per_byte"),
-        parameters=model.parameter_count(),
-        tokens=tokens,
-        tokens_per_second=tokens / progress.seconds if progress.seconds else 0.0,
+        parameters=setup.model.parameter_count(),
+        tokens=progress.step * config.batch_tokens,
+        tokens_per_second=steps * config.batch_tokens / seconds if seconds else 0.0,
         seconds=progress.seconds,
-        unigram_entropy=entropy,
+        unigram_entropy=setup.entropy,
         sample=progress.sample,
     )
 
 
-def _row(config: TrainConfig, result: TrainResult, attention: str, device: torch.device) -> dict[str, Any]:
+def _row(config: TrainConfig, result: TrainResult, setup: Setup) -> dict[str, Any]:
     """Return the run's row of the experiment table."""
     return {
         "timestamp": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "experiment_name": config.name or config.data.dataset,
         "optimizer": "+".join(dict.fromkeys(group.name for group in config.optimizer)),
-        "attention_type": attention,
+        "attention_type": setup.attention,
         "best_val_loss": result.best_val_loss,
         "params_M": result.parameters / 1e6,
         "tokens_M": result.tokens / 1e6,
         "val_bits_per_byte": result.bits_per_byte,
         "tokens_per_second": result.tokens_per_second,
         "minutes": result.seconds / 60,
-        "device": device_name(device),
+        "device": device_name(setup.device),
         "run": result.directory.name,
         "status": result.status,
     }

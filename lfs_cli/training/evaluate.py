@@ -66,13 +66,15 @@ def evaluate(
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     tokens = 0
-    with torch.no_grad():
-        for batch in batches:
-            for tokens_BT, targets_BT in zip(*(tensor.split(rows or len(tensor)) for tensor in batch), strict=True):
-                loss = loss_function(tokens_BT.to(device), targets_BT.to(device))
-                total += loss.double().cpu() * targets_BT.numel()
-                tokens += targets_BT.numel()
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                for tokens_BT, targets_BT in zip(*(tensor.split(rows or len(tensor)) for tensor in batch), strict=True):
+                    loss = loss_function(tokens_BT.to(device), targets_BT.to(device))
+                    total += loss.double().cpu() * targets_BT.numel()
+                    tokens += targets_BT.numel()
+    finally:  # `batches` may end by an error
+        model.train(was_training)
     mean = (total / tokens).item()
     return Evaluation(
         step=step,

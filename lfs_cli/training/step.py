@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lfs_cli.optimizers import Optimizer, clip_gradients
+from lfs_cli.training.randomness import random_states, restore_random_states
+from lfs_cli.training.recovery import with_less_at_once
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From tokens_BT and targets_BT to their mean loss in nats."""
@@ -53,8 +56,11 @@ def train_step(
     *,
     passes: int,
     clip: float,
+    accept: Callable[[float, float], bool] | None = None,
+    on_less: Callable[[int], None] | None = None,
+    draws: bool = False,
 ) -> Tensor:
-    """Move the weights once. Nothing here waits for the device.
+    """Move the weights once. Nothing here waits for the device, unless ``accept`` is given.
 
     Args:
         loss_function: Forward, up to the mean loss.
@@ -64,20 +70,51 @@ def train_step(
         targets_BT: (B, T) the tokens that follow them.
         passes: Forward and backward passes that the batch is split into; must divide B. The result is the same.
         clip: Largest norm of all gradients together; 0 for no limit.
+        accept: Is told the two numbers before the weights move. When it says no, weights and optimizers stay as they
+            are, to the bit. Asking it waits for the device, which costs nothing on a CPU.
+        on_less: Is told the sequences in a pass whenever they become fewer, as memory ran out. Without it that is an
+            error, as it always is during the update.
+        draws: Whether the model draws random numbers: then more passes begin where the failed ones began.
 
     Returns:
         (2,), float32, on the device: the mean loss before the update, and the gradients' norm before clipping.
     """
+    attempt = partial(_accumulate, loss_function, tokens_BT, targets_BT)
+    rows, device = len(tokens_BT) // passes, tokens_BT.device
+    if on_less is None:
+        loss = attempt(rows)
+    else:
+        states = random_states(device) if draws else None
+
+        def undo() -> None:
+            _drop_gradients(parameters)
+            if states is not None:
+                restore_random_states(states, device)
+
+        loss = with_less_at_once(attempt, rows, len(tokens_BT), device, undo=undo, on_less=on_less)
+    norm = clip_gradients(parameters, clip or float("inf"))
+    numbers = torch.stack((loss, norm.float()))
+    if accept is None or accept(*numbers.tolist()):
+        for optimizer in optimizers:
+            optimizer.step()
+    _drop_gradients(parameters)
+    return numbers
+
+
+def _accumulate(loss_function: LossFunction, tokens_BT: Tensor, targets_BT: Tensor, rows: int) -> Tensor:
+    """Add the gradients of a batch to those of the weights, so many sequences at a time, and return its mean loss."""
+    passes = len(tokens_BT) // rows
     loss = torch.zeros((), device=tokens_BT.device)
     for tokens, targets in zip(tokens_BT.chunk(passes), targets_BT.chunk(passes), strict=True):
         part = loss_function(tokens, targets) / passes
         part.backward()
         loss += part.detach()
-    norm = clip_gradients(parameters, clip or float("inf"))
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return torch.stack((loss, norm.float()))
+    return loss
+
+
+def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    for weight in parameters:
+        weight.grad = None
 
 
 class Readback:

@@ -60,3 +60,37 @@ def test_a_record_is_one_line_of_metrics() -> None:
     record = StepRecord(3, 2.5, 1e-3, 0.5, 384, 1.0, 384.0, None, 10**6)
     assert record.line()["kind"] == "step"
     assert record.line()["step"] == 3
+
+
+def test_a_step_that_is_not_accepted_leaves_everything_to_the_bit() -> None:
+    torch.manual_seed(0)
+    model = Transformer(SHAPE)
+    optimizers = build_optimizers(model, [OptimizerGroup(name="adamw", lr=0.1)])
+    tokens_BT, targets_BT = torch.randint(300, (2, 8, 16))
+    told = []
+
+    def step(accept: bool) -> torch.Tensor:
+        return train_step(
+            lambda tokens, targets: next_token_loss(model.hidden(tokens), model.head_weight, targets),
+            list(model.parameters()),
+            optimizers,
+            tokens_BT,
+            targets_BT,
+            passes=2,
+            clip=1.0,
+            accept=lambda *numbers: told.append(numbers) or accept,
+        )
+
+    def everything() -> list[torch.Tensor]:
+        states = optimizers[0].state_dict()["state"].values()
+        tensors = [torch.as_tensor(value) for state in states for value in state.values()]
+        return [tensor.clone() for tensor in (*model.parameters(), *tensors)]
+
+    step(True)
+    before = everything()
+    numbers = step(False)
+    assert told[-1] == tuple(numbers.tolist())
+    assert all(torch.equal(one, other) for one, other in zip(before, everything(), strict=True))
+    assert all(weight.grad is None for weight in model.parameters())
+    step(True)
+    assert not all(torch.equal(one, other) for one, other in zip(before, everything(), strict=True))

@@ -1,0 +1,122 @@
+"""How much memory a training step will need, before there is one: the most bytes that live at once in its trace.
+
+Two models of a few layers are traced (`trace.py`), and the rest is a straight line through both: every further block
+adds the same. The update comes after the passes, when activations are gone and gradients are there; the larger of the
+two counts.
+
+What it does not see: the inside of single operations, save the chunk of logits of the loss, which is added; the
+workspaces of libraries; fragments that an allocator cannot use. torch.compile keeps less than this says, as it computes
+what is cheap again: config.json, compiled, took 3.04 GB of an H100, where this says 4.58. So what fits by this fits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+from typing import TypeVar
+
+import torch
+
+from lfs_cli.config import ModelConfig, TrainConfig
+from lfs_cli.model.loss import chunk_bytes
+from lfs_cli.training.cost import parameter_count
+from lfs_cli.training.trace import fake_model, no_tokens, optimizer_bytes, peak_bytes, run_pass
+
+Number = TypeVar("Number", int, float)
+
+TRACED_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """Bytes of one training step.
+
+    Args:
+        weights: The model.
+        state: What the optimizer remembers.
+        step: Most that is held beside these: activations, gradients, what is passing through in passes or update.
+    """
+
+    weights: int
+    state: int
+    step: int
+
+    @property
+    def peak(self) -> int:
+        """Most bytes held at once."""
+        return self.weights + self.state + self.step
+
+
+def predict_memory(config: TrainConfig, device_type: str, dtype: torch.dtype) -> MemoryPrediction:
+    """Return what a step of ``config`` will hold in memory, on a device that need not be here.
+
+    Args:
+        config: The run.
+        device_type: Such as "cuda".
+        dtype: Of the matrix products.
+    """
+    return _predict(config, device_type, dtype, optimizer_bytes(config))
+
+
+def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimizer: tuple[int, int]) -> MemoryPrediction:
+    """Do what `predict_memory` does where `optimizer_bytes` is known already."""
+    model, rows = resolved_for(config.model, device_type), config.passes_size
+    passes = min(2, config.batch_size // rows)  # from the second on, gradients are there from the beginning
+
+    def traced(layers: int) -> tuple[int]:
+        return (_step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, dtype),)
+
+    (step,) = along_layers(traced, model.layers)
+    weights = 4 * parameter_count(model)
+    state, update = optimizer
+    return MemoryPrediction(weights=weights, state=state, step=max(step, weights + update))
+
+
+def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype, room: int) -> int | None:
+    """Return the largest number of sequences a pass that divides the batch and fits, or None when not even one does.
+
+    Args:
+        config: The run; its `microbatch` does not count.
+        device_type: Such as "cuda".
+        dtype: Of the matrix products.
+        room: Bytes that may be held at once.
+    """
+    below_root = [n for n in range(1, isqrt(config.batch_size) + 1) if config.batch_size % n == 0]
+    sizes = sorted({*below_root, *(config.batch_size // n for n in below_root)})
+    optimizer = optimizer_bytes(config)
+    low, high = 0, len(sizes)  # all sizes before `low` fit, none from `high` on
+    while low < high:
+        middle = (low + high) // 2
+        asked = config.model_copy(update={"microbatch": sizes[middle]})
+        if _predict(asked, device_type, dtype, optimizer).peak <= room:
+            low = middle + 1
+        else:
+            high = middle
+    return sizes[low - 1] if low else None
+
+
+def along_layers(measure: Callable[[int], tuple[Number, ...]], layers: int) -> tuple[Number, ...]:
+    """Return what ``measure`` would give for so many layers, from models of a few: each further layer adds the same."""
+    if layers <= TRACED_LAYERS:
+        return measure(layers)
+    fewer, more = measure(TRACED_LAYERS - 1), measure(TRACED_LAYERS)
+    return tuple(b + (layers - TRACED_LAYERS) * (b - a) for a, b in zip(fewer, more, strict=True))
+
+
+def resolved_for(model: ModelConfig, device_type: str) -> ModelConfig:
+    """Return ``model`` with the attention that `auto` means on such a device, which need not be here."""
+    if model.attention != "auto":
+        return model
+    return model.model_copy(update={"attention": "flash" if device_type == "cuda" else "standard"})
+
+
+def _step_bytes(model: ModelConfig, rows: int, passes: int, device_type: str, dtype: torch.dtype) -> int:
+    """Return the peak of what the passes hold beside weights and state."""
+
+    def step() -> None:
+        tokens_BT = no_tokens(transformer, rows)
+        for _ in range(passes):
+            run_pass(transformer, tokens_BT, dtype)
+
+    with fake_model(model) as transformer:
+        chunk = chunk_bytes(device_type, dtype, rows * model.context_length, model.vocab_size)
+        return peak_bytes(step, {torch.ops.lfs.linear_cross_entropy.default: chunk})
