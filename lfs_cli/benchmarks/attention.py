@@ -1,196 +1,352 @@
-"""Attention backends side by side: forward, backward and both, beside torch's own scaled_dot_product_attention.
+"""Implementations of attention side by side: time, TFLOP/s, memory, and accuracy against float64.
 
-FLOPs are those of the two products q k^T and p v, of which a causal mask needs half:
+For each shape (`attention_shapes.py`) everybody who takes part (`attention_implementations.py`) is judged once
+(`attention_accuracy.py`), which also warms it up, and then timed in turns with the others: forward, backward, and both.
+Inputs and the gradient of the output are drawn from N(0, 1): numbers with few bits set make a GPU faster.
 
-    forward  = 4 B H T^2 D, halved when causal        backward = 2.5 forward (five products instead of two)
+What the fields of a row mean:
 
-The error beside each backend is the largest difference from float64 over the last queries of the first head: of the
-output for `forward`, of the queries' gradient for the others.
+    kernel                  what ran, and why it was chosen
+    tflops, ceiling_share   by the FLOPs of the problem; share of what a large matrix product of the same type reaches
+                            here, measured in the same run
+    baseline, speed_ratio   the fastest implementation of others in this shape and pass, and its time over this time
+    peak_bytes              most memory held during a pass beyond the inputs, for `backward` with what forward saved
+    saved_bytes             memory held between forward and backward: the output and what is needed of it
+    error                   worst relative error of the tensors that the pass computes: the output, the gradients
+    output_error, dq_error, ...     relative error of each, in the Euclidean norm; `..._max_error` of its worst number
+    status                  `ok`; `wrong` when the error is no rounding; `out of memory`, `failed`, `unavailable`, with
+                            the reason in `note`; `published` for a time that others have measured elsewhere
 
-Source: Dao, "FlashAttention-2", 2023 (arXiv:2307.08691), section 4.1, for the count of FLOPs.
+A result that is wrong is shown, but it is no baseline and has no ratio.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from lfs_cli.benchmarks.attention_accuracy import TENSORS, Inputs, Judge, Verdict
+from lfs_cli.benchmarks.attention_implementations import EVERYWHERE, FASTEST, Ready, UnavailableError, prepare
+from lfs_cli.benchmarks.attention_shapes import MOST_WITHOUT_GPU, PASSES, RECORDS, Job, Shape, describe, jobs_of
+from lfs_cli.benchmarks.attention_tuning import kernels_of, refuse_without_gpu, search
 from lfs_cli.benchmarks.measure import (
     BENCHMARKS,
     Bench,
     Candidate,
     Measurement,
     Row,
+    describe_failure,
     is_out_of_memory,
     memory_refusal,
+    release_memory,
 )
-from lfs_cli.config import AttentionBench, BenchConfig
+from lfs_cli.config import BenchConfig
 from lfs_cli.kernels.flash_attention import unavailable_reason
-from lfs_cli.model import ATTENTION, Attend
 
-PASSES = {"forward": 1.0, "backward": 2.5, "both": 3.5}
-"""What is timed, with its FLOPs as a multiple of those of forward."""
+COMPUTED = {"forward": TENSORS[:1], "backward": TENSORS[1:], "both": TENSORS}
+"""Which tensors each pass computes."""
 
-BASELINE = "torch"
-"""Name of torch's own attention among the backends."""
-
-CHECKED_QUERIES = 64
-"""Queries whose results are compared with float64; few, because each of them costs S x D."""
+CEILING_SIZE = {"cuda": 8_192}
+"""Rows and columns of the matrix product that is taken for the ceiling; 1,024 on other devices."""
 
 _SCORE_TENSORS = {"forward": 3, "backward": 4, "both": 4}
-"""Tensors of the size of all scores that a backend which stores them holds at once, rounded up: `standard` was seen to
-hold 1.3 and 2.4."""
+"""Tensors of the size of all scores that an implementation which stores them holds at once, rounded up: `standard` was
+seen to hold 1.3 and 2.4."""
 
 
 @BENCHMARKS.register("attention")
 def bench_attention(settings: BenchConfig, bench: Bench) -> list[Row]:
-    """Time every backend at every sequence length."""
+    """Time every implementation on every shape, or tune our own on them."""
     asked = settings.attention
-    lengths = asked.seq or ((1_024, 2_048, 4_096, 8_192, 16_384) if bench.device.type == "cuda" else (256, 512, 1_024))
+    jobs = jobs_of(asked, bench.dtype, bench.device, is_named=settings.dtype != "auto")
+    if asked.preset != "none" and bench.device.type != "cuda":
+        cut = ", ".join(f"{name} {most}" for name, most in MOST_WITHOUT_GPU.items())
+        bench.on_note(f"no GPU: the shapes of `{asked.preset}` are cut to at most {cut}")
+    if asked.tune:
+        refuse_without_gpu(bench.device)
+        return [row for job in jobs for row in _tune(job.shape, settings.seed, bench)]
+    default = FASTEST if bench.device.type == "cuda" else EVERYWHERE
+    ceilings = {dtype: _ceiling(dtype, bench) for dtype in dict.fromkeys(job.shape.dtype for job in jobs)}
     rows: list[Row] = []
-    for length in lengths:
-        rows += _bench_length(asked, length, settings.seed, bench)
+    for job in jobs:
+        names = tuple(dict.fromkeys(asked.implementations or job.implementations or default))
+        try:
+            rows += _bench_shape(job, names, asked.passes, ceilings[job.shape.dtype], settings.seed, bench)
+        except RuntimeError as error:
+            if not rows or "CUDA error" not in str(error):
+                raise
+            # A kernel wrote where it must not: the GPU answers nothing more, but what was measured before stands
+            bench.on_note(f"stopped at T={job.shape.seq:,}, D={job.shape.head_dim}: {describe_failure(error)[1]}")
+            break
     return rows
 
 
-def _bench_length(asked: AttentionBench, length: int, seed: int, bench: Bench) -> list[Row]:
-    baseline = BASELINE if BASELINE in asked.backends else asked.backends[0]
+def _tune(shape: Shape, seed: int, bench: Bench) -> list[Row]:
+    reason = unavailable_reason(bench.device.type, shape.dtype, shape.head_dim)
+    if reason is not None or shape.window:
+        why = reason or "windows use the tiles of whole sequences"
+        bench.on_note(f"nothing to tune for T={shape.seq:,}, D={shape.head_dim}: {why}")
+        return []
+    inputs = draw(shape, seed, bench.device)
+    return [row for tunable in kernels_of(shape, inputs) for row in search(tunable, shape, inputs, bench)]
+
+
+def _bench_shape(
+    job: Job, names: tuple[str, ...], passes: tuple[str, ...], ceiling: float | None, seed: int, bench: Bench
+) -> list[Row]:
+    shape = job.shape
+    release_memory(bench.device)  # of the last shape
     cases: dict[str, _Case] = {}
     try:
-        inputs = _Inputs.draw(asked, length, seed, bench)
+        inputs = draw(shape, seed, bench.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         refused = Measurement(status="out of memory", note="queries, keys and values alone do not fit")
-        measured = {kind: dict.fromkeys(asked.backends, refused) for kind in PASSES}
+        measured = {kind: dict.fromkeys(names, refused) for kind in passes}
     else:
-        cases = {name: _Case(name, inputs, causal=asked.causal) for name in asked.backends}
+        judge = Judge(shape, inputs)
+        layouts = {"BTHD": inputs}
+        cases = {name: _Case.begin(name, shape, layouts, judge, bench) for name in names}
+        label = f"attention T={shape.seq:,} D={shape.head_dim}"
         measured = {
-            kind: bench.measure(
-                f"attention T={length:,} {kind}", [case.candidate(kind, bench) for case in cases.values()]
-            )
-            for kind in PASSES
+            kind: bench.measure(f"{label} {kind}", [case.candidate(kind) for case in cases.values()]) for kind in passes
         }
-    flops = 4 * asked.batch * asked.heads * length**2 * asked.head_dim / (2 if asked.causal else 1)
     rows = []
     for kind, results in measured.items():
+        results = {name: cases[name].judged(kind, result) if cases else result for name, result in results.items()}
+        baseline = best_other(results, {name for name, case in cases.items() if case.is_ours})
         for name, result in results.items():
-            work = PASSES[kind] * flops
+            case = cases.get(name)
+            tflops = PASSES[kind] * shape.forward_flops / result.timing.median / 1e12 if result.timing else None
+            row = result.row(results.get(baseline), baseline)
             rows.append(
                 {
-                    "seq": length,
-                    "batch": asked.batch,
-                    "heads": asked.heads,
-                    "kv_heads": asked.kv_heads,
-                    "head_dim": asked.head_dim,
-                    "causal": asked.causal,
-                    "dtype": str(bench.dtype).removeprefix("torch."),
-                    "pass": kind,
-                    "backend": name,
-                    "tflops": work / result.timing.median / 1e12 if result.timing else None,
-                    "max_error": cases[name].error(kind) if result.timing else None,
-                    **result.row(results[baseline], baseline),
+                    **describe(shape, kind),
+                    "implementation": name,
+                    "kernel": case.kernel if case else "",
+                    "tflops": tflops,
+                    "ceiling_tflops": ceiling,
+                    "ceiling_share": tflops / ceiling if tflops and ceiling else None,
+                    "saved_bytes": case.saved_bytes if case else None,
+                    **_errors(case.verdict if case and result.timing else None, kind),
+                    **row,
+                    "speed_ratio": None if result.status == "wrong" else row["speed_ratio"],
                 }
             )
-    return rows
+    return [*rows, *_published(rows, shape, passes, ceiling)]
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What attention is given, drawn from N(0, 1): (B, T, H, D), and (B, T, G, D) for keys and values."""
+def best_other(results: Mapping[str, Measurement], ours: set[str]) -> str:
+    """Return the name of the fastest correct implementation that is not ours; "" when there is none."""
+    others = {
+        name: result.timing.median
+        for name, result in results.items()
+        if result.timing and result.status == "ok" and name not in ours
+    }
+    return min(others, key=lambda name: others[name], default="")
 
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    output_gradient: Tensor
 
-    @classmethod
-    def draw(cls, asked: AttentionBench, length: int, seed: int, bench: Bench) -> "_Inputs":
-        """Raises MemoryError where the tensors would not fit in the memory of a CPU, which else swaps or kills."""
-        generator = torch.Generator(bench.device).manual_seed(seed)
-        numbers = 2 * asked.batch * length * (asked.heads + asked.kv_heads) * asked.head_dim
-        refusal = memory_refusal(numbers * bench.dtype.itemsize, bench.device)
-        if refusal is not None:
-            raise MemoryError(refusal)
+def _errors(verdict: Verdict | None, kind: str) -> Row:
+    """Return the columns of accuracy: all tensors that the pass computes, and the worst of them."""
+    row: Row = {"error": verdict.worst(COMPUTED[kind]) if verdict else None}
+    for name in TENSORS:
+        found = verdict.errors.get(name) if verdict and name in COMPUTED[kind] else None
+        row[f"{name}_error"] = found.relative if found else None
+        row[f"{name}_max_error"] = found.largest if found else None
+    return {name: value if value is None or value == value else None for name, value in row.items()}
 
-        def draw(heads: int) -> Tensor:
-            shape = (asked.batch, length, heads, asked.head_dim)
-            return torch.randn(shape, generator=generator, device=bench.device, dtype=bench.dtype)
 
-        return cls(
-            draw(asked.heads).requires_grad_(),
-            draw(asked.kv_heads).requires_grad_(),
-            draw(asked.kv_heads).requires_grad_(),
-            draw(asked.heads),
+def _published(rows: list[Row], shape: Shape, passes: tuple[str, ...], ceiling: float | None) -> list[Row]:
+    """Return the row of a time that others have published for this shape, if there is one."""
+    record = RECORDS.get(shape)
+    if record is None or "both" not in passes or not rows:
+        return []
+    seconds = record.milliseconds / 1e3
+    tflops = PASSES["both"] * shape.forward_flops / seconds / 1e12
+    return [
+        {
+            **dict.fromkeys(rows[0]),
+            **describe(shape, "both"),
+            "implementation": record.name,
+            "kernel": "measured elsewhere",
+            "tflops": tflops,
+            "ceiling_tflops": ceiling,
+            "median_ms": record.milliseconds,
+            "runs": 0,
+            "baseline": "",
+            "status": "published",
+            "note": record.note,
+        }
+    ]
+
+
+def draw(shape: Shape, seed: int, device: torch.device) -> Inputs:
+    """Return normally distributed inputs, of which the first three ask for gradients.
+
+    Raises:
+        MemoryError: Where they would not fit in the memory of a CPU, which else swaps or kills.
+    """
+    refusal = memory_refusal(shape.input_numbers * shape.dtype.itemsize, device)
+    if refusal is not None:
+        raise MemoryError(refusal)
+    generator = torch.Generator(device).manual_seed(seed)
+    q, k, v, do = (
+        torch.randn(
+            (shape.batch, shape.seq, heads, shape.head_dim), generator=generator, device=device, dtype=shape.dtype
         )
+        for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
+    )
+    return Inputs(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do)
 
 
 @dataclass
 class _Case:
-    """One backend on its inputs."""
+    """One implementation on one shape.
+
+    Args:
+        name: Of the implementation.
+        shape: The problem.
+        ready: How to compute it; None when that is not possible.
+        inputs: In the layout of ``ready``.
+        failure: Status and note of all its rows when it cannot even be judged; None when it can.
+        verdict: What the judge found.
+        saved_bytes: Held between forward and backward; None when not known.
+    """
 
     name: str
-    inputs: _Inputs
-    causal: bool
+    shape: Shape
+    ready: Ready | None = None
+    inputs: Inputs | None = None
+    failure: tuple[str, str] | None = None
+    verdict: Verdict | None = None
+    saved_bytes: int | None = None
     outputs: list[Tensor] = field(default_factory=list)
-    checked: dict[str, Tensor] = field(default_factory=dict)
 
-    def candidate(self, kind: str, bench: Bench) -> Candidate:
-        q = self.inputs.queries
-        B, T, H, D = q.shape
-        stores_scores = self.name not in ("flash", BASELINE)
+    @classmethod
+    def begin(cls, name: str, shape: Shape, layouts: dict[str, Inputs], judge: Judge, bench: Bench) -> "_Case":
+        """Prepare and judge an implementation. Whatever goes wrong is kept as its result."""
+        case = cls(name, shape)
+        try:
+            case.ready = prepare(name, shape, bench.device)
+            if case.ready.layout not in layouts:
+                layouts[case.ready.layout] = _transposed(layouts["BTHD"])
+            case.inputs = layouts[case.ready.layout]
+        except UnavailableError as error:
+            case.failure = ("unavailable", str(error))
+        except Exception as error:  # of software that is not ours, or no memory
+            case.failure = describe_failure(error)
+        if case.failure is None and memory_refusal(case.needs_bytes("both"), bench.device) is None:
+            bench.on_progress(f"attention T={shape.seq:,} D={shape.head_dim} {name}: accuracy", 0, 1)
+            case.compare(judge, bench.device)
+        return case
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is of lfs."""
+        return self.ready is not None and self.ready.is_ours
+
+    @property
+    def kernel(self) -> str:
+        """What runs, and why."""
+        return self.ready.kernel if self.ready else ""
+
+    def needs_bytes(self, kind: str) -> int:
+        """Return an estimate of the memory of one run."""
+        if self.ready is None or not self.ready.stores_scores:
+            return 0
+        shape = self.shape
+        scores = shape.batch * shape.heads * shape.seq**2
+        return _SCORE_TENSORS[kind] * scores * shape.dtype.itemsize
+
+    def compare(self, judge: Judge, device: torch.device) -> None:
+        """Let the judge see output and gradients, or the output alone where the rest fails or does not fit."""
+        failure = None
+        for run in (self._all_tensors, self._output_alone):
+            try:
+                self.verdict = judge.compare(lambda run=run: run(device))
+            except Exception as error:
+                self.outputs.clear()
+                failure = None if is_out_of_memory(error) else describe_failure(error)
+            else:
+                return
+            release_memory(device)  # after the handler, whose traceback still held the tensors
+        self.failure = failure  # one that only lacks memory is timed: each pass needs another amount
+
+    def _all_tensors(self, device: torch.device) -> dict[str, Tensor]:
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+        self.prepare_backward()
+        if before is not None:
+            self.saved_bytes = torch.cuda.memory_allocated(device) - before
+        output = self.outputs[0].detach()
+        return {name: self._in_order(tensor) for name, tensor in zip(TENSORS, (output, *self.backward()), strict=True)}
+
+    def _output_alone(self, device: torch.device) -> dict[str, Tensor]:
+        return {"output": self._in_order(self.forward())}
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        return x if self.ready is not None and self.ready.layout == "BTHD" else x.transpose(1, 2)
+
+    def candidate(self, kind: str) -> Candidate:
+        """Return what the bench measures."""
+        if self.failure is not None:
+            return Candidate(self.name, unavailable=self.failure[1] or self.failure[0])
         return Candidate(
             self.name,
             run={"forward": self.forward, "backward": self.backward, "both": self.both}[kind],
             prepare=self.prepare_backward if kind == "backward" else self.outputs.clear,
-            needs_bytes=_SCORE_TENSORS[kind] * B * H * T * T * q.element_size() if stores_scores else 0,
-            unavailable=unavailable_reason(bench.device.type, bench.dtype, D) if self.name == "flash" else None,
+            needs_bytes=self.needs_bytes(kind),
+            may_fail=True,
         )
 
+    def judged(self, kind: str, result: Measurement) -> Measurement:
+        """Return ``result`` with what is known beyond its time: that it could not begin, or that it is wrong."""
+        if self.failure is not None:
+            return replace(result, status=self.failure[0], note=self.failure[1])
+        if self.verdict is None or result.status != "ok":
+            return result
+        errors = {name: self.verdict.errors[name] for name in COMPUTED[kind] if name in self.verdict.errors}
+        complaint = Verdict(errors).complaint(self.shape.dtype)
+        return result if complaint is None else replace(result, status="wrong", note=complaint)
+
+    def attend(self) -> Tensor:
+        """Run it forward."""
+        assert self.ready is not None and self.inputs is not None  # noqa: PT018  a case that failed is never run
+        return self.ready.attend(*self.inputs[:3])
+
     def forward(self) -> Tensor:
+        """Run it forward, with nothing kept for a backward pass."""
         with torch.no_grad():
             return self.attend()
 
     def prepare_backward(self) -> None:
+        """Run it forward and keep the output."""
         self.outputs.clear()
         self.outputs.append(self.attend())
 
     def backward(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.outputs.pop(), self._leaves(), self.inputs.output_gradient)
+        """Run it backward from the output that was kept."""
+        assert self.inputs is not None
+        return torch.autograd.grad(self.outputs.pop(), self.inputs[:3], self.inputs.do)
 
     def both(self) -> tuple[Tensor, ...]:
-        output = self.attend()
-        gradients = torch.autograd.grad(output, self._leaves(), self.inputs.output_gradient)
-        if not self.checked:  # the first run, which is not timed
-            self.checked = {"output": _last_queries(output), "gradient": _last_queries(gradients[0])}
-        return gradients
-
-    def attend(self) -> Tensor:
-        attend: Attend = attend_torch if self.name == BASELINE else ATTENTION.get(self.name)
-        return attend(*self._leaves(), causal=self.causal)
-
-    def error(self, kind: str) -> float | None:
-        """Return the largest difference from float64, or None where the device has no float64 or nothing was kept."""
-        if not self.checked or self.inputs.queries.device.type == "mps":
-            return None
-        q, k, v = (tensor[:1, :, :1].detach().double() for tensor in self._leaves())
-        q = q[:, -CHECKED_QUERIES:].requires_grad_()
-        output = ATTENTION.get("reference")(q, k, v, causal=self.causal)
-        if kind == "forward":
-            return (self.checked["output"] - output).abs().max().item()
-        (gradient,) = torch.autograd.grad(output, q, _last_queries(self.inputs.output_gradient))
-        return (self.checked["gradient"] - gradient).abs().max().item()
-
-    def _leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.inputs.queries, self.inputs.keys, self.inputs.values
+        """Run it forward and backward."""
+        self.prepare_backward()
+        return self.backward()
 
 
-def _last_queries(x_BTHD: Tensor) -> Tensor:
-    return x_BTHD[:1, -CHECKED_QUERIES:, :1].detach().double()
+def _transposed(inputs: Inputs) -> Inputs:
+    """Return the same numbers as (B, H, T, D), contiguous, as leaves of their own."""
+    copies = (x.detach().transpose(1, 2).contiguous().requires_grad_(x.requires_grad) for x in inputs)
+    return Inputs(*copies)
 
 
-def attend_torch(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, *, causal: bool = True) -> Tensor:
-    """The baseline: torch's scaled_dot_product_attention with whichever kernel torch chooses."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
-    return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+def _ceiling(dtype: torch.dtype, bench: Bench) -> float | None:
+    """Return the TFLOP/s of a large square matrix product of random numbers here; None when it does not fit."""
+    size = CEILING_SIZE.get(bench.device.type, 1_024)
+    generator = torch.Generator(bench.device).manual_seed(0)
+    left, right = (torch.randn((size, size), generator=generator, device=bench.device, dtype=dtype) for _ in range(2))
+    name = f"matrix product of {size:,} x {size:,}"
+    timing = bench.measure(name, [Candidate(name, run=lambda: left @ right)])[name].timing
+    return 2 * size**3 / timing.median / 1e12 if timing else None

@@ -1,6 +1,5 @@
 """What a number was measured on: hardware, versions and date, and how much memory there is and is used."""
 
-import ctypes
 import os
 import platform
 import re
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 
 import lfs_cli
+from lfs_cli.memory import forget_peak, peak_bytes, release_free_memory, resident_bytes
 
-PACKAGES = ("torch", "triton", "numpy", "numba", "tiktoken", "tokenizers")
+PACKAGES = ("torch", "triton", "numpy", "numba", "tiktoken", "tokenizers", "gigatoken", "fastokens", "rustbpe")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cpu": cpu_name(),
         "cores": cores(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
@@ -106,26 +107,23 @@ class PeakMemory:
         """What is counted, in words for a reader."""
         if self.device.type == "cuda":
             return "tensors allocated by torch"
-        return "growth of resident memory" if self.device.type == "cpu" and _resident() is not None else None
+        return "growth of resident memory" if self.device.type == "cpu" and resident_bytes() is not None else None
 
     def start(self) -> None:
         """Take what is held now as zero."""
         if self.device.type == "cuda":
             self._before = torch.cuda.memory_allocated(self.device)
         elif self.device.type == "cpu":
-            _release_free_memory()
-            self._before = _resident()
+            release_free_memory()
+            self._before = resident_bytes()
         self.reset()
 
     def reset(self) -> None:
         """Forget peaks so far; zero stays where `start` put it."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif self._before is not None:
-            try:
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            except OSError:  # a sandbox that does not allow it
-                self._before = None
+        elif self._before is not None and not forget_peak():
+            self._before = None
 
     def peak_bytes(self) -> int | None:
         """Return the peak since `start` or the last `reset`, or None when this system cannot tell."""
@@ -133,20 +131,8 @@ class PeakMemory:
             return None
         if self.device.type == "cuda":
             return max(0, torch.cuda.max_memory_allocated(self.device) - self._before)
-        highest = _number_in("/proc/self/status", r"VmHWM:\s+(\d+) kB")
-        return None if highest is None else max(0, highest * 1024 - self._before)
-
-
-def _resident() -> int | None:
-    kilobytes = _number_in("/proc/self/status", r"VmRSS:\s+(\d+) kB")
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _release_free_memory() -> None:
-    """Give freed blocks back to the system, so that using them again is seen as growth."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+        highest = peak_bytes()
+        return None if highest is None else max(0, highest - self._before)
 
 
 def _number_in(path: str, pattern: str) -> int | None:

@@ -3,13 +3,15 @@
 One measurement is one call, timed on its own. What must not count happens in `Candidate.prepare`. A round calls every
 candidate once, each round beginning with the next one, so that a machine that warms up or is busy for a moment treats
 all alike; a ratio to the baseline is then a ratio of medians from the same minutes. The first run of a candidate warms
-it up and measures its memory. A candidate that runs out of memory or cannot run here stays in the result with the
-reason.
+it up and measures its memory. A candidate that runs out of memory, fails or cannot run here stays in the result with
+the reason.
 
-Times on CUDA come from events, after the L2 cache was filled with something else; elsewhere from the wall clock.
+Times on CUDA come from events, after 256 MiB of other memory were written: that empties the L2 cache, and it keeps the
+GPU busy while the processor launches what is timed. Elsewhere they come from the wall clock.
 """
 
 import gc
+import logging
 import re
 import statistics
 import time
@@ -22,11 +24,22 @@ import torch
 
 from lfs_cli.benchmarks.machine import PeakMemory, free_bytes
 from lfs_cli.config import BenchConfig
+from lfs_cli.model.device import is_out_of_memory, release_memory
 from lfs_cli.registry import Registry
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Timer = Callable[[Callable[[], Any]], float]
 """Calls a function once and returns the seconds it took."""
+
+FLUSH_BYTES = 256 * 2**20
+"""Memory written before a timed run on CUDA, several times any L2 cache: a kernel that finds its inputs there looks
+faster than it is in a model."""
+
+FLUSHES = 16
+"""How often: some 1.5 ms on an H100. Meanwhile the host prepares the run and is ahead of the GPU, as in a training
+loop; else short kernels would be timed by how long they take to launch."""
 
 SAFE_SHARE = 0.8
 """Share of the free memory that a candidate may need without a GPU, where asking for more can stall the machine."""
@@ -83,15 +96,19 @@ class Candidate:
         name: What it is called in the rows.
         run: The call that is timed.
         prepare: Called before each run, not timed.
+        finish: Called after each run, not timed: drops what the run left.
         needs_bytes: Estimated memory of one run; refused beforehand where it would not fit in the memory of a CPU.
         unavailable: Why it cannot run here; None when it can.
+        may_fail: Whether an error is a result to be told, as for software of others, and no reason to stop.
     """
 
     name: str
     run: Callable[[], Any] = _nothing
     prepare: Callable[[], Any] = _nothing
+    finish: Callable[[], Any] = _nothing
     needs_bytes: int = 0
     unavailable: str | None = None
+    may_fail: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,7 @@ class Measurement:
     Args:
         timing: Its runs; None when there are none.
         peak_bytes: Most memory held at once in one run, beyond what was held before `prepare`; None when not known.
-        status: ``ok``, ``out of memory`` or ``unavailable``.
+        status: ``ok``, ``out of memory``, ``failed`` or ``unavailable``.
         note: Why it is not ``ok``.
     """
 
@@ -138,6 +155,8 @@ class Bench:
         max_seconds: Time after which a comparison stops early, but never before one counted round.
         timer: Times one call; by default the right one for ``device``.
         on_progress: Told the label of the work, how many runs are done and how many there will be.
+        on_note: Told in a sentence what a reader of the rows must know.
+        on_table: Given the name and rows of a table that stands beside the rows; several of one name are one table.
         text: Training text for the tokenizer; None for the built-in stories.
         checkpoint: Folder of a trained model; None for random weights.
     """
@@ -149,6 +168,8 @@ class Bench:
     max_seconds: float = 10.0
     timer: Timer | None = None
     on_progress: Callable[[str, int, int], None] = lambda label, done, total: None
+    on_note: Callable[[str], None] = lambda text: None
+    on_table: Callable[[str, list[Row]], None] = lambda name, rows: None
     text: Path | None = None
     checkpoint: Path | None = None
 
@@ -208,10 +229,11 @@ class _Trial:
                     return
             self.candidate.prepare()
             seconds = timer(self.candidate.run)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            self.candidate.finish()
+        except Exception as error:
+            if not (is_out_of_memory(error) or self.candidate.may_fail):
                 raise
-            self.status, self.note = "out of memory", _amount_asked(error)
+            self.status, self.note = describe_failure(error)
             self.seconds.clear()
             self.peak_bytes = None
         else:
@@ -228,6 +250,7 @@ class _Trial:
         memory.reset()
         self.candidate.run()
         self.peak_bytes = memory.peak_bytes()
+        self.candidate.finish()
 
     def result(self) -> Measurement:
         timing = Timing(tuple(self.seconds)) if self.seconds else None
@@ -253,13 +276,13 @@ def timer_for(device: torch.device) -> Timer:
 
 
 def _cuda_timer(device: torch.device) -> Timer:
-    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    other = torch.empty(max(2 * cache_bytes, 1 << 20), dtype=torch.uint8, device=device)
+    other = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def by_events(run: Callable[[], Any]) -> float:
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(device)
-        other.zero_()  # a kernel that finds its inputs in the L2 cache looks faster than it is in a model
+        for _ in range(FLUSHES):
+            other.zero_()
         start.record()
         result = run()
         stop.record()
@@ -278,19 +301,13 @@ def memory_refusal(needs_bytes: int, device: torch.device) -> str | None:
     return f"needs about {needs_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` means that an allocation was refused, by CUDA, MPS, or the system."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what a failed attempt left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """Return the status and the note of a row for what raised ``error``."""
+    if is_out_of_memory(error):
+        return "out of memory", _amount_asked(error)
+    _log.info("a candidate failed", exc_info=error)
+    message = next(iter(str(error).strip().splitlines()), "")
+    return "failed", f"{type(error).__name__}: {message[:200]}".removesuffix(": ")
 
 
 def _amount_asked(error: BaseException) -> str:

@@ -1,24 +1,25 @@
-"""A training step by its parts, for the sizes of CS336's table.
+"""A training step by its parts, for the sizes of CS336's table, in several precisions, as written and compiled.
 
-    forward      embedding, blocks and final norm, keeping what backward needs
-    loss         head and cross-entropy, and their gradients, which the chunked loss computes on the way
-    backward     the rest of the gradients
-    optimizer    clipping and AdamW
-    step         all of it as training runs it: the number that counts
+What the parts and precisions are is told in `model_step.py`. All variants of a size take turns, and every ratio is to
+the first of them. The peak memory of `step` counts everything from the weights on; that of a part counts what the part
+adds. The MFU is always the share of the bfloat16 peak.
 
-The peak memory of `step` counts everything from the weights on; that of a part counts what the part adds.
+One further step of each size, length and precision is profiled when that is asked for: the table `kernels` has its time
+by module, phase and kernel, the table `memory` what lay in memory over its time (`model_trace.py`), and a folder for
+profiles receives the trace itself.
 
 Source: Stanford CS336 2025, assignment 2, table 1, for the sizes small to 2.7b; batch 4 and vocabulary 10,000 as there.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lfs_cli.benchmarks.machine import PeakMemory
+from lfs_cli.benchmarks.machine import free_bytes
 from lfs_cli.benchmarks.measure import (
     BENCHMARKS,
     Bench,
@@ -29,12 +30,14 @@ from lfs_cli.benchmarks.measure import (
     memory_refusal,
     release_memory,
 )
+from lfs_cli.benchmarks.model_profile import profile_step
+from lfs_cli.benchmarks.model_step import PARTS, UPDATES, Training, Variant, candidate_name
+from lfs_cli.benchmarks.model_trace import sees_gpu, thinned
 from lfs_cli.config import BenchConfig, ModelBench, ModelConfig, TrainConfig
-from lfs_cli.model import Transformer, next_token_loss, resolve_attention
-from lfs_cli.model.device import precision
-from lfs_cli.optimizers import AdamW, clip_gradients
-from lfs_cli.training.cost import estimate, flops_per_token, parameter_count, peak_flops
-from lfs_cli.training.step import train_step
+from lfs_cli.errors import ConfigError
+from lfs_cli.model import resolve_attention
+from lfs_cli.training.cost import flops_per_token, parameter_count, peak_flops
+from lfs_cli.training.memory import predict_memory
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 256, "feed_forward_width": 1_024, "layers": 4, "heads": 4},
@@ -43,10 +46,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": {"width": 1_280, "feed_forward_width": 5_120, "layers": 36, "heads": 20},
     "xl": {"width": 1_600, "feed_forward_width": 6_400, "layers": 48, "heads": 25},
     "2.7b": {"width": 2_560, "feed_forward_width": 10_240, "layers": 32, "heads": 32},
+    "10b": {"width": 4_096, "feed_forward_width": 16_384, "layers": 36, "heads": 32},
 }
-"""Shapes by name; `tiny` is not in CS336's table and fits any laptop."""
+"""Shapes by name. Two are not in CS336's table: `tiny` fits any laptop, and `10b` no single GPU of 80 GB."""
 
-PARTS = ("forward", "loss", "backward", "optimizer", "step")
+RECOMPILES = 64
+"""Variants of one function that torch.compile may make; it would run the ninth as written, without a word."""
 
 
 @BENCHMARKS.register("model")
@@ -54,7 +59,12 @@ def bench_model(settings: BenchConfig, bench: Bench) -> list[Row]:
     """Time every part of a step of every size at every sequence length."""
     asked = settings.model
     on_gpu = bench.device.type == "cuda"
-    sizes = asked.sizes or (tuple(name for name in SIZES if name != "tiny") if on_gpu else ("tiny",))
+    if _is_profiled(asked) and bench.device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"a step cannot be profiled on {bench.device.type}",
+            hint="leave out `--kernels`, `--memory`, `--plot` and `--profile`, or add `--device cpu`",
+        )
+    sizes = asked.sizes or (tuple(name for name in SIZES if name not in ("tiny", "10b")) if on_gpu else ("tiny",))
     rows: list[Row] = []
     for size in sizes:
         for length in asked.seq or ((512,) if on_gpu else (64,)):
@@ -69,126 +79,175 @@ def model_config(size: str, length: int, asked: ModelBench) -> ModelConfig:
 
 def _bench_size(size: str, length: int, asked: ModelBench, seed: int, bench: Bench) -> list[Row]:
     config = model_config(size, length, asked)
-    attention, _ = resolve_attention(config.attention, bench.device.type, bench.dtype, config.head_dim)
+    default = str(bench.dtype).removeprefix("torch.")
     modes = ("eager", "compiled") if asked.compile else ("eager",)
-    results: dict[str, dict[str, Measurement]] = {mode: {} for mode in modes}
-    for part, result in _measure(f"model {size} T={length:,}", config, asked.batch, modes, seed, bench).items():
-        mode, _, name = part.partition(" ")
-        results[mode][name] = result
+    variants = [Variant(name, mode) for name in asked.precisions or (default,) for mode in modes]
+    shape = {"size": size, "params_M": parameter_count(config) / 1e6, "seq": length, "batch": asked.batch}
+    results = _measure(shape, config, variants, asked, seed, bench)
+    first, names = variants[0], _names(variants)
     tokens, peak = asked.batch * length, peak_flops(bench.device)
     rows = []
-    for mode in modes:
-        for part, result in results[mode].items():
+    for variant in variants:
+        attention, _ = resolve_attention(config.attention, bench.device.type, variant.dtype, config.head_dim)
+        for part in asked.parts or PARTS:
+            result, against = results[variant, part], results[first, part]
             seconds = result.timing.median if result.timing else None
             achieved = flops_per_token(config) * tokens / seconds if seconds and part == "step" else None
             rows.append(
                 {
-                    "size": size,
-                    "params_M": parameter_count(config) / 1e6,
-                    "seq": length,
-                    "batch": asked.batch,
-                    "dtype": str(bench.dtype).removeprefix("torch."),
+                    **shape,
+                    "dtype": variant.precision,
                     "attention": attention,
-                    "mode": mode,
+                    "mode": variant.mode,
                     "part": part,
                     "tokens_per_second": tokens / seconds if seconds else None,
                     "tflops": achieved / 1e12 if achieved else None,
                     "mfu": achieved / peak if achieved and peak else None,
-                    **(result.row(results["eager"][part], "eager") if asked.compile else result.row()),
+                    **(result.row(against, names[first]) if len(variants) > 1 else result.row()),
                 }
             )
     return rows
 
 
+def _names(variants: Sequence[Variant]) -> dict[Variant, str]:
+    """Return what tells the variants apart, such as `eager`, `float32` or `float32 eager`."""
+    fields = [field for field in ("precision", "mode") if len({getattr(v, field) for v in variants}) > 1]
+    return {variant: " ".join(getattr(variant, field) for field in fields) for variant in variants}
+
+
 def _measure(
-    label: str, config: ModelConfig, batch: int, modes: tuple[str, ...], seed: int, bench: Bench
-) -> dict[str, Measurement]:
-    """Return the measurement of each part, named `<mode> <part>`."""
-    names = [f"{mode} {part}" for mode in modes for part in PARTS]
-    cost = estimate(TrainConfig(model=config, batch_size=batch), bench.device, bench.dtype)
-    refusal = memory_refusal(cost.weight_bytes + cost.activation_bytes, bench.device)
-    if refusal is not None:
-        return {name: Measurement(status="out of memory", note=refusal) for name in names}
-    memory = PeakMemory(bench.device)
-    memory.start()
-    try:
-        training = _Training(config, batch, seed, bench)
-        training.step(training.loss)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        results = {name: Measurement(status="out of memory", note="the first step does not fit") for name in names}
-    else:
-        peak_bytes = memory.peak_bytes()
-        results = bench.measure(label, [part for mode in modes for part in training.candidates(mode)])
-        for name in names:
-            if name.endswith(" step"):
-                results[name] = replace(results[name], peak_bytes=peak_bytes if name.startswith("eager") else None)
+    shape: Row, config: ModelConfig, variants: Sequence[Variant], asked: ModelBench, seed: int, bench: Bench
+) -> dict[tuple[Variant, str], Measurement]:
+    """Return the measurement of each part of each variant, and profile the step when that is asked for."""
+    parts, label = asked.parts or PARTS, f"model {shape['size']} T={shape['seq']:,}"
+    training = _start(config, asked, seed, bench.device)
+    if isinstance(training, str):
+        release_memory(bench.device)
+        refused = Measurement(status="out of memory", note=training)
+        return {(variant, part): refused for variant in variants for part in parts}
+
+    with _compiling_all() if asked.compile else nullcontext():
+        groups = [_candidates(training, variant, parts, config, asked.batch, bench) for variant in variants]
+        measured = bench.measure(label, [candidate for group in groups for candidate in group])
+    for variant in variants:
+        if _is_profiled(asked) and variant.mode == "eager" and _unavailable(variant, bench.device) is None:
+            _profile(training, variant, label, shape, asked, bench)
+    results = {}
+    for variant in variants:
+        for part in parts:
+            result = measured[candidate_name(variant, part)]
+            if part == "step" and result.peak_bytes is not None:
+                result = replace(result, peak_bytes=result.peak_bytes + training.held_bytes())
+            results[variant, part] = result
+    del training, groups
     release_memory(bench.device)
     return results
 
 
-class _Training:
-    """A model in training, of which each part can be called alone."""
+def _start(config: ModelConfig, asked: ModelBench, seed: int, device: torch.device) -> Training | str:
+    """Return a model that is ready for the parts asked for, or why it does not fit."""
+    parts = set(asked.parts or PARTS)
+    has_state = not parts.isdisjoint(UPDATES) or _is_profiled(asked)
+    has_gradients = has_state or not parts <= {"inference", "forward"}
+    refusal = _refusal(config, device, has_gradients=has_gradients, has_state=has_state)
+    if refusal is not None:
+        return refusal
+    try:
+        training = Training(config, asked.batch, seed, device)
+        if has_state:
+            training.start_optimizer()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return training
+    return "the weights and what belongs to them do not fit"
 
-    def __init__(self, config: ModelConfig, batch: int, seed: int, bench: Bench) -> None:
-        self.bench = bench
-        torch.manual_seed(seed)
-        with bench.device:  # drawn where they stay: 2.7 billion weights take a CPU minutes
-            self.model = Transformer(config)
-            tokens = torch.randint(config.vocab_size, (batch, config.context_length + 1))
-        self.tokens_BT, self.targets_BT = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        self.weights = list(self.model.parameters())
-        self.optimizer = AdamW(self.weights)
-        self.losses: list[Tensor] = []
 
-    def candidates(self, mode: str) -> list[Candidate]:
-        """Return every part, as written or compiled by torch.compile."""
-        compiled: Callable[..., Any] = torch.compile if mode == "compiled" else lambda function: function
-        hidden, loss, whole = compiled(self.hidden), compiled(self.head_loss), compiled(self.loss)
+@contextmanager
+def _compiling_all() -> Iterator[None]:
+    """Let every variant be compiled, and forget that after: for another size it is of no use, and holds memory."""
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+        try:
+            yield
+        finally:
+            torch._dynamo.reset()
 
-        def prepare_loss() -> None:
-            self._forget()
-            self.hidden_BTC = self.hidden(self.tokens_BT).detach().requires_grad_()
 
-        def prepare_backward() -> None:
-            self._forget()
-            self.losses.append(whole(self.tokens_BT, self.targets_BT))
+def _candidates(
+    training: Training, variant: Variant, parts: Sequence[str], config: ModelConfig, batch: int, bench: Bench
+) -> list[Candidate]:
+    """Return the parts of a variant, compiled beforehand: neither time nor memory of that is counted."""
+    held = predict_memory(TrainConfig(model=config, batch_size=batch), bench.device.type, variant.dtype)
+    candidates = training.candidates(variant, parts, held.step)
+    reason = _unavailable(variant, bench.device)
+    if reason is not None:
+        return [replace(candidate, unavailable=reason) for candidate in candidates]
+    if variant.mode == "compiled":
+        bench.on_note(f"compiling for {variant.precision}")
+        for candidate in candidates:
+            if memory_refusal(candidate.needs_bytes, bench.device) is None:
+                _compile(candidate, bench.device)
+    return candidates
 
-        runs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "forward": (lambda: hidden(self.tokens_BT), self._forget),
-            "loss": (lambda: loss(self.hidden_BTC, self.targets_BT), prepare_loss),
-            "backward": (lambda: self.losses.pop().backward(), prepare_backward),
-            "optimizer": (self._update, self._invent_gradients),
-            "step": (lambda: self.step(whole), self._forget),
-        }
-        return [Candidate(f"{mode} {part}", *runs[part]) for part in PARTS]
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        with precision(self.bench.device, self.bench.dtype):
-            return self.model.hidden(tokens_BT)
+def _compile(candidate: Candidate, device: torch.device) -> None:
+    try:
+        candidate.prepare()
+        candidate.run()
+        candidate.finish()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return
+    release_memory(device)  # what does not fit is told when it is measured
 
-    def head_loss(self, hidden_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        with precision(self.bench.device, self.bench.dtype):
-            return next_token_loss(hidden_BTC, self.model.head_weight, targets_BT)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.head_loss(self.hidden(tokens_BT), targets_BT)
+def _unavailable(variant: Variant, device: torch.device) -> str | None:
+    """Return why a variant cannot run on ``device``, or None."""
+    if variant.precision != "tf32":
+        return None
+    if device.type != "cuda":
+        return f"tf32 is for CUDA GPUs, and this is {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU has no tf32"
+    return None
 
-    def step(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        train_step(loss, self.weights, [self.optimizer], self.tokens_BT, self.targets_BT, passes=1, clip=1.0)
 
-    def _update(self) -> None:
-        clip_gradients(self.weights, 1.0)
-        self.optimizer.step()
+def _refusal(config: ModelConfig, device: torch.device, *, has_gradients: bool, has_state: bool) -> str | None:
+    """Return why a size need not be tried, or None. On a GPU only what is certain: asking for more does no harm."""
+    needs = 4 * parameter_count(config) * (1 + has_gradients + 2 * has_state)
+    if device.type != "cuda":
+        return memory_refusal(needs, device)
+    free = free_bytes(device)
+    if free is None or needs <= free:
+        return None
+    what = "weights, gradients and optimizer" if has_state else "weights and gradients" if has_gradients else "weights"
+    return f"{what} need {needs / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
 
-    def _forget(self) -> None:
-        """Drop what other parts leave, so that each begins with the same memory."""
-        self.losses.clear()
-        self.optimizer.zero_grad(set_to_none=True)
 
-    def _invent_gradients(self) -> None:
-        self.losses.clear()
-        for weight in self.weights:
-            if weight.grad is None:
-                weight.grad = torch.full_like(weight, 1e-3)
+def _is_profiled(asked: ModelBench) -> bool:
+    return asked.kernels or asked.memory or asked.plot is not None or asked.profile is not None
+
+
+def _profile(training: Training, variant: Variant, label: str, shape: Row, asked: ModelBench, bench: Bench) -> None:
+    """Run one step under the profiler and hand over what was asked for."""
+    stem = f"{label} {variant.precision}" if len(asked.precisions) > 1 else label
+    keep = Path(asked.profile) / stem.replace(" ", "-").replace(",", "") if asked.profile else None
+    try:
+        seen = profile_step(training, variant, keep)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        bench.on_note(f"{stem}: no memory for the profiled step")
+        return
+    for file in seen.files:
+        bench.on_note(f"wrote {file}")
+    about = {**shape, "dtype": variant.precision}
+    if asked.kernels and bench.device.type == "cuda" and not sees_gpu(seen.events):
+        bench.on_note(f"{stem}: no kernels were seen, as another profiler has the GPU; `kernels` has the host's times")
+    if asked.kernels:
+        bench.on_table("kernels", [{**about, **row} for row in seen.kernels])
+    if asked.memory or asked.plot is not None:
+        bench.on_table("memory", [{**about, **row} for row in thinned(seen.memory)])

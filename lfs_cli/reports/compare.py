@@ -1,7 +1,9 @@
-"""Runs side by side: best first, the settings in which they differ, and their losses at equal steps, tokens and time.
+"""Runs side by side: best first, settings that differ, losses at equal steps, tokens, time, and these at an equal loss.
 
 Losses are compared where all runs have been: on a grid of at most `POINTS` values up to where the shortest run ended.
 Between two evaluations a run's loss lies on the straight line that joins them; before its first one it has none.
+
+A loss is in nats a token. Where tokens are not the same in all runs that says nothing: then it is in bits per byte.
 """
 
 import math
@@ -17,6 +19,15 @@ POINTS = 8
 
 AXES = ("step", "tokens", "seconds")
 """What runs can be lined up by: fields of a step's record."""
+
+LOSS, BITS_PER_BYTE = "loss", "bits_per_byte"
+"""What runs can be compared in: fields of an evaluation's record."""
+
+LARGEST = 1e100
+"""Loss, step or time beyond which a record is nonsense: differences of such numbers may not be finite."""
+
+UNITS = {LOSS: "nats per token", BITS_PER_BYTE: "bits per byte"}
+_TOKENS_DEPEND_ON = ("data.dataset", "data.tokenizer", "model.vocab_size")
 
 
 def best_first(runs: Sequence[Run]) -> list[Run]:
@@ -66,29 +77,70 @@ def differing_settings(runs: Sequence[Run]) -> list[Record]:
     return rows
 
 
+def measure_of(runs: Sequence[Run]) -> str:
+    """Return the field of an evaluation in which ``runs`` compare: their loss, or bits per byte where tokens differ."""
+    tokens = [[run.setting(name) for name in _TOKENS_DEPEND_ON] for run in runs]
+    has_bits = all(number(record, BITS_PER_BYTE) is not None for run in runs for record in run.evaluations)
+    return BITS_PER_BYTE if has_bits and any(other != tokens[0] for other in tokens) else LOSS
+
+
 def equal_losses(runs: Sequence[Run]) -> list[Record]:
     """Return validation losses at equal steps, tokens and seconds: a row for each axis and point of its grid."""
-    short = labels(runs)
+    short, measure = labels(runs), measure_of(runs)
     rows = []
     for axis in AXES:
-        curves = {run.name: validation_curve(run, axis) for run in runs}
+        curves = {run.name: validation_curve(run, axis, measure) for run in runs}
         for point in _grid([curve for curve in curves.values() if curve]):
             losses = {short[name]: _on_line(curve, point) for name, curve in curves.items()}
             rows.append({"axis": axis, "at": point, **losses})
     return rows
 
 
-def validation_curve(run: Run, axis: str) -> list[tuple[float, float]]:
-    """Return the run's evaluations as (position along ``axis``, loss), with increasing positions and finite losses."""
+def costs_of_equal_loss(runs: Sequence[Run]) -> list[Record]:
+    """Return what each run took to the lowest loss that all of them reach: a row for each axis.
+
+    The row has the axis, the loss, and for each run its place where its curve first meets that loss.
+    """
+    short, measure = labels(runs), measure_of(runs)
+    rows = []
+    for axis in AXES:
+        curves = {run.name: validation_curve(run, axis, measure) for run in runs}
+        if not all(curves.values()):
+            continue
+        target = max(min(loss for _, loss in curve) for curve in curves.values())
+        places = {short[name]: _first_at(curve, target) for name, curve in curves.items()}
+        rows.append({"axis": axis, "loss": target, **places})
+    return rows
+
+
+def validation_curve(run: Run, axis: str, measure: str = LOSS) -> list[tuple[float, float]]:
+    """Return the run's evaluations as (position along ``axis``, loss), with increasing positions and finite losses.
+
+    Args:
+        run: The run.
+        axis: One of `AXES`.
+        measure: Field of an evaluation that holds the loss.
+    """
     places = {record["step"]: number(record, axis) for record in run.steps}
     line = [(0, 0.0), *sorted((step, place) for step, place in places.items() if step > 0 and place is not None)]
     curve: list[tuple[float, float]] = []
     for record in run.evaluations:
-        step, loss = record["step"], record["loss"]
+        step, loss = record["step"], number(record, measure)
         place = step if axis == "step" else _on_line(line, step)
-        if place is not None and math.isfinite(loss) and (not curve or place > curve[-1][0]):
+        if place is None or loss is None or not (abs(loss) < LARGEST and abs(place) < LARGEST):
+            continue
+        if not curve or place > curve[-1][0]:
             curve.append((place, loss))
     return curve
+
+
+def _first_at(curve: Sequence[tuple[float, float]], loss: float) -> float:
+    """Return where ``curve``, which reaches ``loss``, first does so."""
+    after = next(index for index, (_, height) in enumerate(curve) if height <= loss)
+    if after == 0:
+        return curve[0][0]
+    (left, high), (right, low) = curve[after - 1], curve[after]
+    return left + (right - left) * (high - loss) / (high - low)
 
 
 def _grid(curves: Sequence[list[tuple[float, float]]]) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lfs_cli.reports.compare import labels, thin
+from lfs_cli.reports.compare import LARGEST, LOSS, UNITS, labels, measure_of, thin, validation_curve
 from lfs_cli.reports.records import Record, Run, flatten
 from lfs_cli.reports.table import COLUMNS, format_cell
 
@@ -30,6 +30,9 @@ svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColo
 .c0 { --ink: #0b7285; } .c1 { --ink: #d9480f; } .c2 { --ink: #5f3dc4; } .c3 { --ink: #2b8a3e; } .c4 { --ink: #c2255c; }
 """.strip()
 _COLORS = 5
+_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "seconds": "seconds of training"}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""The page runs nothing and fetches nothing: a second lock on the door that escaping already keeps shut."""
 
 
 def run_page(run: Run, others: Sequence[Run] = ()) -> str:
@@ -46,6 +49,7 @@ def run_page(run: Run, others: Sequence[Run] = ()) -> str:
         _table((name, format_cell(name, row.get(name))) for name in COLUMNS if name != "run"),
         "<h2>Loss</h2>",
         loss_curves([run, *others]),
+        loss_curves([run, *others], "seconds") if others else "",
         *_section("Settings", _table((name, show(value)) for name, value in flatten(run.config).items())),
         *_section("Evaluations", _evaluations(run.evaluations)),
         *_section("Samples", f"<pre>{escape(run.samples.strip())}</pre>" if run.samples.strip() else ""),
@@ -55,14 +59,22 @@ def run_page(run: Run, others: Sequence[Run] = ()) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f"<title>{escape(run.name)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-def loss_curves(runs: Sequence[Run]) -> str:
-    """Return an SVG of validation losses over steps, the first run's training loss behind them, and a legend."""
-    training = _finite(runs[0].steps)
-    validation = [_finite(run.evaluations) for run in runs]
+def loss_curves(runs: Sequence[Run], axis: str = "step") -> str:
+    """Return an SVG of validation losses with a legend, the first run's training loss behind them.
+
+    Args:
+        runs: One at least.
+        axis: One of `lfs_cli.reports.compare.AXES`: what the losses are drawn over. Only over steps is the training
+            loss shown.
+    """
+    measure = measure_of(runs)
+    training = _finite(runs[0].steps) if axis == "step" and measure == LOSS else []
+    validation = [validation_curve(run, axis, measure) for run in runs]
     everything = [*training, *(point for curve in validation for point in curve)]
     if not everything:
         return '<p class="note">no losses were recorded</p>'
@@ -70,7 +82,7 @@ def loss_curves(runs: Sequence[Run]) -> str:
     heights = sorted(loss for _, loss in everything)
     top = max([loss for curve in validation for _, loss in curve] or [heights[-1]])
     top = max(top, heights[round(0.98 * (len(heights) - 1))])
-    frame = _Frame(max(step for step, _ in everything), heights[0], top)
+    frame = _Frame(max(place for place, _ in everything), heights[0], top)
     names = labels(runs)
     shapes = [frame.axes()]
     if len(training) > 1:
@@ -84,10 +96,11 @@ def loss_curves(runs: Sequence[Run]) -> str:
         f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 14 + 16 * index}" text-anchor="end">{entry}</text>'
         for index, entry in enumerate(entries)
     ]
+    over = f"{UNITS[measure]} over {_AXIS_NAMES[axis]}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss over steps">\n'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss over {_AXIS_NAMES[axis]}">\n'
         + "\n".join([*shapes, *lines])
-        + '\n</svg>\n<p class="note">nats per token over steps; thin: training loss of this run</p>'
+        + f'\n</svg>\n<p class="note">{over}{"; thin: training loss of this run" if training else ""}</p>'
     )
 
 
@@ -150,7 +163,8 @@ def show(value: Any) -> str:
 
 
 def _finite(records: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    return [(record["step"], record["loss"]) for record in records if math.isfinite(record["loss"])]
+    points = [(record["step"], record["loss"]) for record in records]
+    return [(step, loss) for step, loss in points if abs(step) < LARGEST and abs(loss) < LARGEST]
 
 
 def _evaluations(records: Sequence[Record]) -> str:

@@ -1,11 +1,11 @@
 """What a run left behind, read with care: a file that is missing or damaged costs a warning, never the report.
 
 A run folder holds config.json and environment.json (one object each), metrics.jsonl (one object a line, of kind `step`
-or `evaluation`), samples.md, and result.json, the run's row of the experiment table, written when it ends. A run
-without result.json is still running or was killed: its row then comes from its metrics, and its status says so.
+or `evaluation`, or `OTHER_KINDS`), samples.md, and result.json, the run's row of the experiment table, written when it
+ends. A run without result.json is still running or was killed: its row then comes from its metrics, and its status says
+so.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lfs_cli.files import parse_json, read_text
+
 Record = dict[str, Any]
+
+LARGEST_JOURNAL = 1 << 28
+"""Bytes of metrics or samples beyond which they are not read: those of a million steps."""
+
+OTHER_KINDS = ("anomaly", "microbatch")
+"""Kinds of records that a run keeps for itself, to go on by."""
 
 UNFINISHED = "running or killed"
 """Status of a run that has not written a result."""
@@ -132,7 +140,7 @@ def number(record: Mapping[str, Any], name: str) -> float | None:
 
 def _read_text(path: Path, problems: list[str]) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_text(path, LARGEST_JOURNAL, errors="replace")
     except OSError as error:
         problems.append(f"cannot read {path.name}: {error.strerror}")
         return ""
@@ -145,8 +153,8 @@ def _read_object(path: Path, problems: list[str]) -> Record:
     before = len(problems)
     text = _read_text(path, problems)
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError):
+        tree = parse_json(text)
+    except ValueError:
         tree = None
     if not isinstance(tree, dict):
         if len(problems) == before:
@@ -165,12 +173,12 @@ def _read_lines(path: Path, problems: list[str]) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line)
+        except ValueError:
             record = None
         if _is_record(record):
             records.append(record)
-        else:
+        elif not isinstance(record, dict) or record.get("kind") not in OTHER_KINDS:
             bad.append(line_number)
     if bad:
         others = f" and {len(bad) - 1} more are not records" if len(bad) > 1 else " is not a record"

@@ -10,14 +10,13 @@ no row and a reader never meets half a table.
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lfs_cli.errors import DataError
-from lfs_cli.files import replace_text
+from lfs_cli.files import locked, replace_text
 
 COLUMNS: dict[str, str] = {
     "timestamp": "",
@@ -56,10 +55,11 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         DataError: When the file cannot be written; it is then as it was.
     """
-    with _locked(path):
+    with _alone(path):
         page = _read(path)
         new = _cells(row)
         page.rows = [cells for cells in page.rows if not _same_run(cells, new)] + [new]
+        page.columns += [] if "run" in page.columns else ["run"]  # without it no row could be told from another
         _write(path, page)
 
 
@@ -79,7 +79,7 @@ def rewrite_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     Raises:
         DataError: When the file cannot be written; it is then as it was.
     """
-    with _locked(path):
+    with _alone(path):
         page = _read(path)
         fresh = {cells["run"]: cells for cells in map(_cells, rows)}
         kept = [{**cells, **fresh.pop(cells.get("run", ""), {})} for cells in page.rows]
@@ -160,11 +160,11 @@ def _split(line: str) -> list[str]:
     cells = [cell.strip() for cell in _BAR.split(inner)]
     if len(cells) > 1 and not cells[-1]:
         cells.pop()
-    return [cell.replace("\\|", "|") for cell in cells]
+    return [cell.replace("\\|", "|").replace("&lt;", "<") for cell in cells]
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")
+    return cell.replace("|", "\\|").replace("<", "&lt;")  # what shows Markdown takes a tag for a tag
 
 
 def _join(cells: Sequence[str]) -> str:
@@ -172,24 +172,14 @@ def _join(cells: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of ``path`` alone among all processes; the system gives it back when its holder dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.name}.lock").open("a")
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    with file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file unlocks it
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the table alone among all processes, from reading it to writing it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        yield
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:

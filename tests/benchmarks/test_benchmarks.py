@@ -1,25 +1,32 @@
 """Every registered benchmark runs at a tiny size, and its rows say what a reader needs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, attention, measure, model
+from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, kernels, model
 from lfs_cli.benchmarks.optimizer import weight_shapes
-from lfs_cli.benchmarks.tokenizer import bench_tokenizer
 from lfs_cli.config import BenchConfig, load_config
-from lfs_cli.errors import ConfigError, DataError
+from lfs_cli.errors import ConfigError
+from lfs_cli.model import Transformer
 from lfs_cli.registry import catalogue
 
 CPU = torch.device("cpu")
 TINY = {
     "attention": ["attention.seq=[24]", "attention.heads=4", "attention.kv_heads=2", "attention.head_dim=8"],
     "generation": ["generation.batch=[2]", "generation.prompt_tokens=4", "generation.max_tokens=3"],
+    "kernels": ["kernels.rows=8", "kernels.width=64", "kernels.vocab_size=50", "kernels.weights=3000"],
     "model": ["model.seq=[4]", "model.batch=1", "model.vocab_size=300"],
     "optimizer": ["optimizer.parameters=[3000]"],
-    "tokenizer": ["tokenizer.text_bytes=20000", "tokenizer.vocab_size=300"],
+    "tokenizer": [
+        "tokenizer.text_bytes=20000",
+        "tokenizer.vocab_size=300",
+        'tokenizer.tasks=["shard"]',
+        "tokenizer.peers=[]",
+    ],
 }
 ALWAYS = {"median_ms", "q1_ms", "q3_ms", "min_ms", "max_ms", "mean_ms", "std_ms", "runs", "baseline", "speed_ratio"}
 
@@ -50,93 +57,31 @@ def test_rows_are_complete_and_can_be_written(name: str) -> None:
     json.dumps(rows, allow_nan=False)
 
 
-def test_attention_compares_backends_with_torch_and_checks_them() -> None:
-    rows = rows_of("attention", 'attention.backends=["standard", "reference", "torch", "flash"]')
-    assert [row["pass"] for row in rows[::4]] == ["forward", "backward", "both"]
-    for row in rows:
-        if row["backend"] == "flash" and not torch.cuda.is_available():
-            assert (row["status"], row["tflops"]) == ("unavailable", None)
-            continue
-        assert row["max_error"] < 1e-5
-        assert row["baseline"] == "torch"
-        expected = {"forward": 1, "backward": 2.5, "both": 3.5}[row["pass"]] * 2 * 4 * 24 * 24 * 8
-        assert row["tflops"] * 1e12 * row["median_ms"] / 1e3 == pytest.approx(expected)
-        if row["backend"] == "torch":
-            assert row["speed_ratio"] == 1.0
-
-
-def test_attention_without_a_mask_counts_all_products() -> None:
-    row = rows_of("attention", "attention.causal=false")[0]
-    assert row["tflops"] * 1e12 * row["median_ms"] / 1e3 == pytest.approx(4 * 4 * 24 * 24 * 8)
-
-
-def test_attention_too_large_for_this_machine_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 20_000)
-    rows = {(row["pass"], row["backend"]): row for row in rows_of("attention")}
-    assert rows["both", "standard"]["status"] == "out of memory"
-    assert rows["both", "torch"]["status"] == "ok"
-
-
-def test_attention_whose_inputs_do_not_fit_is_rows_too() -> None:
-    rows = rows_of("attention", "attention.seq=[24, 1000000000000]")
-    assert {row["status"] for row in rows if row["seq"] == 24 and row["backend"] == "torch"} == {"ok"}
-    refused = [row for row in rows if row["seq"] > 24]
-    assert {row["status"] for row in refused} == {"out of memory"}
-    assert len(refused) == len(rows) / 2
-
-
-def test_attention_that_runs_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_, **__) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(attention, "attend_torch", refuse)
-    rows = {(row["pass"], row["backend"]): row for row in rows_of("attention")}
-    assert rows["forward", "torch"]["note"] == "2.00 GiB were refused"
-    assert rows["backward", "torch"]["status"] == "out of memory"
-    assert rows["forward", "standard"]["status"] == "ok"
-    assert rows["forward", "standard"]["speed_ratio"] is None
-
-
-def test_model_parts_and_the_whole_step() -> None:
-    rows = rows_of("model", 'model.sizes=["tiny"]', "model.seq=[4, 6]")
-    assert [(row["seq"], row["part"]) for row in rows] == [(T, part) for T in (4, 6) for part in model.PARTS]
-    assert rows[4]["tokens_per_second"] == pytest.approx(4 / rows[4]["median_ms"] * 1e3)
-    assert rows[4]["tflops"] is not None
-
-
-def test_a_model_too_large_for_this_machine_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 1_000_000_000)
-    rows = rows_of("model", 'model.sizes=["tiny", "2.7b"]')
-    assert {(row["size"], row["status"]) for row in rows} == {("tiny", "ok"), ("2.7b", "out of memory")}
-    assert "GB are free" in rows[-1]["note"]
-
-
-def test_a_model_that_runs_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_, **__) -> torch.Tensor:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 17179869184 bytes.")
-
-    monkeypatch.setattr(model, "train_step", refuse)
-    rows = rows_of("model")
-    assert {row["status"] for row in rows} == {"out of memory"}
-
-
-def test_sizes_of_the_table_have_the_shapes_of_cs336() -> None:
-    shapes = {name: tuple(size.values()) for name, size in model.SIZES.items() if name != "tiny"}
-    assert shapes == {
-        "small": (768, 3072, 12, 12),
-        "medium": (1024, 4096, 24, 16),
-        "large": (1280, 5120, 36, 20),
-        "xl": (1600, 6400, 48, 25),
-        "2.7b": (2560, 10240, 32, 32),
-    }
-
-
 def test_every_optimizer_is_compared_with_torch() -> None:
     rows = rows_of("optimizer", 'optimizer.names=["adamw", "sgd"]')
     assert [(row["optimizer"], row["implementation"]) for row in rows] == [
         (name, which) for name in ("adamw", "sgd") for which in ("torch", "lfs", "torch fused")
     ]
     assert rows[1]["baseline"] == "torch adamw"
+
+
+def test_every_kernel_is_judged_and_its_bytes_are_counted() -> None:
+    notes: list[str] = []
+    rows = rows_of("kernels", 'kernels.passes=["forward", "both"]', on_note=notes.append)
+
+    ours = [row for row in rows if row["implementation"] == "lfs"]
+    assert {row["kernel"] for row in ours} == {*kernels.KERNELS, "adamw"}
+    assert all(0 <= row["error"] < 1e-5 for row in ours)
+    norm = next(row for row in ours if row["kernel"] == "rms_norm" and row["pass"] == "both")
+    assert norm["gigabytes_per_second"] == pytest.approx(5 * 8 * 64 * 4 / norm["median_ms"] / 1e6)
+    assert norm["baseline"] == "eager"
+    assert norm["bandwidth_share"] == pytest.approx(norm["gigabytes_per_second"] / norm["copy_gigabytes_per_second"])
+    assert notes == ["no kernel runs here: it needs a CUDA GPU, and this is cpu; `lfs` is the same steps in PyTorch"]
+
+
+def test_the_loss_has_no_backward_pass_of_its_own() -> None:
+    rows = rows_of("kernels", 'kernels.names=["linear_cross_entropy"]')
+    assert [row["pass"] for row in rows] == ["forward"] * 2 + ["both"] * 2
 
 
 @pytest.mark.parametrize("count", [1, 512 * 512, 1_000_000, 100_000_000])
@@ -151,58 +96,47 @@ def test_generation_is_compared_with_decoding_without_a_cache() -> None:
     assert rows[2]["speed_ratio"] == 1.0
 
 
-def test_encoders_agree_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {(row["task"], row["implementation"]): row for row in rows_of("tokenizer")}
-    for name in ("tiktoken", "tokenizers"):
-        pytest.importorskip(name)
-        assert rows["encode", name]["status"] == "ok", rows["encode", name]["note"]
-    monkeypatch.setattr("lfs_cli.benchmarks.tokenizer._tiktoken_encoder", lambda *_: lambda documents: [[0]])
-    rows = {(row["task"], row["implementation"]): row for row in rows_of("tokenizer")}
-    assert rows["encode", "tiktoken"]["note"] == "its ids differ from those of lfs"
-    assert rows["encode", "tokenizers"]["baseline"] == "tokenizers"
-
-
-def test_a_tokenizer_benchmark_without_peers_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lfs_cli.benchmarks.tokenizer.find_spec", lambda name: None)
-    rows = {(row["task"], row["implementation"]): row for row in rows_of("tokenizer")}
-    assert rows["encode", "lfs, plain Python"]["baseline"] == "lfs, plain Python"
-    assert "pip install tiktoken" in rows["encode", "tiktoken"]["note"]
-
-
-def test_a_tokenizer_benchmark_reads_the_text_it_is_given(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes("ééé und noch mehr Text\r\n".encode() * 100)
-    rows = rows_of("tokenizer", "tokenizer.text_bytes=1001", text=path)
-    assert {row["text_bytes"] for row in rows} == {1001, 1000} or {row["text_bytes"] for row in rows} <= {1000, 1001}
-    path.write_text(" \n")
-    config = load_config(BenchConfig, None, ["benchmark=tokenizer"])
-    with pytest.raises(DataError, match="holds no text"):
-        bench_tokenizer(config, Bench(CPU, text=path))
-
-
 @pytest.mark.parametrize(
     ("override", "message", "hint"),
     [
         ("benchmark=atention", "unknown benchmark `atention`", "did you mean `attention`?"),
-        ("benchmark=", "no benchmark is named", "attention, generation, model, optimizer, tokenizer"),
+        ("benchmark=", "no benchmark is named", "attention, generation, kernels, model, optimizer, tokenizer"),
         ("attention.kv_heads=3", "`attention.heads` (16) is not a multiple of `attention.kv_heads` (3)", "to 2"),
-        ('attention.backends=["flsh"]', "unknown attention backend `flsh`", "did you mean `flash`?"),
+        ('attention.implementations=["flsh"]', "unknown implementation of attention `flsh`", "did you mean `flash`?"),
+        ("attention.preset=leaderbord", "cannot be", "choose one of: none, cs336, leaderboard, shapes, memory"),
+        (
+            "attention.preset=cs336,attention.seq=8",
+            "`attention.preset` and `attention.seq` both set the shapes",
+            "leave out one of them, such as `attention.seq`",
+        ),
+        ("attention.window=4,attention.causal=false", "is for causal attention only", "set `attention.causal` to true"),
+        ("attention.heads=[]", "must have at least 1 entry", "16"),
+        ("attention.batch=two", "must be a whole number", "[1]"),
+        ('attention.passes=["sideways"]', "cannot be", "choose one of: forward, backward, both"),
         ("model.attention=flsh", "unknown attention backend `flsh`", "did you mean `flash`?"),
         ('optimizer.names=["adam"]', "unknown optimizer `adam`", "did you mean `adamw`?"),
         ('model.sizes=["smal"]', "cannot be", "small"),
-        ("tokenizer.vocab_size=256", "must be at least 257", "1000"),
+        ('model.parts=["forwards"]', "cannot be", "forward+backward"),
+        ('model.precisions=["fp8"]', "cannot be", "tf32"),
+        ('model.precisions=["tf32", "tf32"]', "has `tf32` twice", "name each once"),
+        ("model.plot=memory.gif", "`model.plot` (`memory.gif`) does not say what to draw", ".svg, .png, .pdf or .html"),
+        ('kernels.names=["rmsnorm"]', "cannot be", "rms_norm"),
+        ("kernels.width=100", "`kernels.width` (100) is not a multiple of 64", "to 128"),
+        ("tokenizer.vocab_size=256", "must be at least 257", "10000"),
+        ("tokenizer.plot=a.pdf", "does not say what to draw", ".svg, .png or .html"),
+        ('tokenizer.peers=["gigatokn"]', "cannot be", "gigatoken"),
     ],
 )
 def test_settings_that_cannot_work_are_answered_before_torch(override: str, message: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(BenchConfig, None, ["benchmark=attention", override])
+        load_config(BenchConfig, None, ["benchmark=attention", *re.split(r",(?=attention)", override)])
     assert message in str(caught.value)
     assert hint in str(caught.value.hint)
 
 
 def test_a_prompt_longer_than_the_models_context_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = model.model_config("tiny", 8, load_config(BenchConfig, None, ["benchmark=model"]).model)
-    monkeypatch.setattr("lfs_cli.benchmarks.generation.load_model", lambda *_: model.Transformer(small))
+    monkeypatch.setattr("lfs_cli.benchmarks.generation.load_model", lambda *_: Transformer(small))
     with pytest.raises(ConfigError, match="more than the model's context of 8") as caught:
         rows_of("generation", "generation.prompt_tokens=6", checkpoint=tmp_path / "run" / "checkpoints" / "step-000001")
     assert caught.value.hint == "set `generation.max_tokens` to at most 2"

@@ -35,6 +35,13 @@ def test_warm_up_runs_do_not_count_and_candidates_take_turns() -> None:
     assert result["b"].timing == Timing((4.0, 6.0))
 
 
+def test_every_run_is_prepared_and_finished() -> None:
+    calls: list[str] = []
+    steps = {name: lambda name=name: calls.append(name) for name in ("prepare", "run", "finish")}
+    Bench(CPU, warmup=1, repeats=2).measure("x", [Candidate("a", **steps)])
+    assert calls == ["prepare", "run", "finish"] * 3
+
+
 def test_a_row_has_median_spread_and_ratio() -> None:
     slow, fast = Measurement(Timing((1.0, 2.0, 3.0, 4.0, 10.0))), Measurement(Timing((1.5,)), peak_bytes=7)
     row = fast.row(slow, "slow")

@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfs_cli.reports.compare import best_first, differing_settings, equal_losses, labels, thin, validation_curve
-from lfs_cli.reports.page import run_page, ticks
+from lfs_cli.reports.compare import (
+    BITS_PER_BYTE,
+    LOSS,
+    best_first,
+    costs_of_equal_loss,
+    differing_settings,
+    equal_losses,
+    labels,
+    measure_of,
+    thin,
+    validation_curve,
+)
+from lfs_cli.reports.page import loss_curves, run_page, ticks
 from lfs_cli.reports.records import UNFINISHED, Run, flatten, read_run
 
 
@@ -47,6 +58,14 @@ def run(name: str, evaluations: list[dict], *, config: dict | None = None, secon
         "started": "2026-11-23 10:02",
     }
     return Run(name=name, config=config or {}, evaluations=evaluations, **{**values, **rest})
+
+
+def test_what_a_run_keeps_for_itself_is_no_problem(tmp_path: Path) -> None:
+    kept = [{"kind": "microbatch", "step": 0, "rows": 2}, step(1), {"kind": "anomaly", "step": 1, "action": "skip"}]
+    metrics = "".join(json.dumps(record) + "\n" for record in kept)
+    found = write_run(tmp_path / "r", config="{}", environment="{}", metrics=metrics)
+    assert found.problems == ()
+    assert [record["step"] for record in found.steps] == [1]
 
 
 def test_half_a_last_line_is_skipped_and_named(tmp_path: Path) -> None:
@@ -162,6 +181,38 @@ def test_between_evaluations_a_loss_lies_on_the_line() -> None:
 def test_runs_that_never_overlap_have_no_common_points() -> None:
     early, late = run("early", [evaluation(2, 3.0)]), run("late", [evaluation(9, 1.0)])
     assert not [row for row in equal_losses([early, late]) if row["axis"] == "step"]
+
+
+def test_what_each_took_to_the_lowest_loss_that_all_reach() -> None:
+    slow = run("slow", [evaluation(2, 3.0), evaluation(4, 2.5)], seconds_each=1.0)
+    fast = run("fast", [evaluation(2, 4.0), evaluation(4, 2.0), evaluation(6, 2.5)], seconds_each=0.5)
+    assert costs_of_equal_loss([slow, fast]) == [
+        {"axis": "step", "loss": 2.5, "slow": 4, "fast": 3.5},
+        {"axis": "tokens", "loss": 2.5, "slow": 400, "fast": 350},
+        {"axis": "seconds", "loss": 2.5, "slow": 4.0, "fast": 1.75},
+    ]
+    early = run("early", [evaluation(1, 2.0)])
+    assert [row["early"] for row in costs_of_equal_loss([slow, early])] == [1, 100, 0.5]
+    assert costs_of_equal_loss([slow, run("none", [])]) == []
+
+
+def test_runs_with_other_tokens_are_compared_in_bits_per_byte() -> None:
+    small, large, unknown = (
+        run(name, [evaluation(2, loss, bits)], config={"model": {"vocab_size": size}})
+        for name, size, loss, bits in (("small", 300, 1.5, 2.0), ("large", 9000, 3.0, 1.0), ("unknown", 9, 3.0, None))
+    )
+    assert measure_of([small, large]) == BITS_PER_BYTE
+    assert measure_of([small, small]) == measure_of([small, unknown]) == LOSS
+    assert equal_losses([small, large])[0] == {"axis": "step", "at": 2, "small": 2.0, "large": 1.0}
+    assert "bits per byte over steps<" in loss_curves([small, large])
+    assert "nats per token over seconds of training<" in loss_curves([small, unknown], "seconds")
+
+
+def test_nonsense_in_a_journal_is_not_drawn() -> None:
+    found = run("r", [evaluation(1, 2.0), evaluation(2, -1e308), evaluation(3, 1.0)])
+    found.steps.append(step(10**300, 1e308))
+    assert validation_curve(found, "step") == [(1, 2.0), (3, 1.0)]
+    assert loss_curves([found]).count("<circle") == 2
 
 
 def test_a_curve_leaves_out_what_is_not_a_number() -> None:

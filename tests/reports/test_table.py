@@ -170,7 +170,7 @@ def test_no_row_is_lost_when_many_processes_append(tmp_path: Path) -> None:
         list(pool.map(append_many, [(path, worker) for worker in range(4)]))
     found = {line.split(" | ")[-2] for line in path.read_text().splitlines() if "| run-" in line}
     assert found == {f"run-{worker}-{number}" for worker in range(4) for number in range(10)}
-    assert not list(tmp_path.glob("*.tmp"))
+    assert [file.name for file in tmp_path.iterdir()] == ["output.md"]
 
 
 def test_a_full_disk_leaves_the_table_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_table_as_it_was(tmp_path: Path, monkeypatch: pyt
         append_row(path, named(2))
     assert "lfs report" in str(caught.value.hint)
     assert path.read_bytes() == before
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert [file.name for file in tmp_path.iterdir()] == ["output.md"]
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,316 @@
+"""Our fused kernels beside the same mathematics in eager PyTorch and under torch.compile.
+
+    forward      with nothing kept for a backward pass
+    backward     from an output that was kept
+    both         one after the other, as in training
+    step         of an optimizer
+
+Most of them move bytes rather than multiply, so next to the time stand the GB/s of the fewest bytes that any
+implementation must move, each input read once and each output written once, and the share of the rate that a large copy
+reaches in the same run. The head with its loss is arithmetic: it has TFLOP/s instead. The error is that of outputs and
+gradients against float64, at no more than `JUDGED_ROWS` rows.
+
+Without a GPU the kernels cannot run: then ours is the same steps in PyTorch, and a note says so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfs_cli.benchmarks.measure import BENCHMARKS, Bench, Candidate, Row, describe_failure
+from lfs_cli.benchmarks.optimizer import weight_shapes
+from lfs_cli.config import BenchConfig, KernelsBench
+from lfs_cli.kernels.adamw import AdamWTensors
+from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy, reference_linear_cross_entropy
+from lfs_cli.kernels.operation import unavailable_reason
+from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
+from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
+from lfs_cli.kernels.swiglu import reference_activation, relu2, silu, swiglu
+from lfs_cli.model.rope import RotaryEmbedding
+
+HEAD_DIM = 64
+JUDGED_ROWS = 512
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**24}
+"""Bytes of the tensor whose copy gives the memory bandwidth: far more than any cache, except on a CPU."""
+
+
+@dataclass
+class Case:
+    """One operation on one shape.
+
+    Args:
+        ours: Called with ``inputs``; returns a tensor or several.
+        plain: The same in plain PyTorch.
+        inputs: Those that are differentiated.
+        numbers: Numbers that forward and backward must move at least, all of the type that is measured.
+        products: FLOPs of matrix products in a forward pass; twice as many in a backward pass.
+        computes_early: Whether ours computes the gradients on the way forward, so that backward alone says nothing.
+    """
+
+    ours: Callable[..., Any]
+    plain: Callable[..., Any]
+    inputs: Sequence[Tensor]
+    numbers: tuple[int, int] = (0, 0)
+    products: int = 0
+    computes_early: bool = False
+
+
+Build = Callable[[KernelsBench, int, Callable[..., Tensor]], Case]
+"""From the settings, a number of rows and a source of random tensors."""
+
+
+def _norm(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+    size = rows * asked.width
+    return Case(rms_norm, reference_rms_norm, [randn(rows, asked.width), randn(asked.width)], (2 * size, 3 * size))
+
+
+def _add_norm(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+    def plain(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        h = x + residual
+        return reference_rms_norm(h, weight), h
+
+    size = rows * asked.width
+    inputs = [randn(rows, asked.width), randn(rows, asked.width), randn(asked.width)]
+    return Case(add_rms_norm, plain, inputs, (4 * size, 4 * size))
+
+
+def _rope(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, norm: bool = False) -> Case:
+    heads, length = max(1, asked.width // HEAD_DIM), min(rows, 1_024)
+    rope = RotaryEmbedding(10_000.0, HEAD_DIM, length)
+    q, k = (randn(rows // length, length, heads, HEAD_DIM) for _ in range(2))
+
+    def call(function: Callable[..., Any], q: Tensor, k: Tensor, *weights: Tensor) -> Any:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return function(q, k, rope.cos.to(q.device, wide), rope.sin.to(q.device, wide), *weights)
+
+    weights = [randn(HEAD_DIM), randn(HEAD_DIM)] if norm else []
+    size = q.numel() + k.numel()
+    return Case(
+        lambda *inputs: call(qk_norm_rope, *inputs),
+        lambda *inputs: call(reference_qk_norm_rope, *inputs),
+        [q, k, *weights],
+        (2 * size, 3 * size if norm else 2 * size),
+    )
+
+
+def _activation(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, kind: str) -> Case:
+    width = (8 * asked.width // 3 // 64 or 1) * 64 if kind == "swiglu" else 4 * asked.width
+    inputs = 2 if kind == "swiglu" else 1
+    return Case(
+        {"swiglu": swiglu, "silu": silu, "relu2": relu2}[kind],
+        lambda x: reference_activation(kind, x),
+        [randn(rows, inputs * width)],
+        ((inputs + 1) * rows * width, (2 * inputs + 1) * rows * width),
+    )
+
+
+def _loss(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+    hidden = randn(rows, asked.width)
+    targets = torch.arange(rows, device=hidden.device) * 7_919 % asked.vocab_size
+    return Case(
+        lambda hidden, weight: linear_cross_entropy(hidden, weight, targets),
+        lambda hidden, weight: reference_linear_cross_entropy(hidden, weight, targets),
+        [hidden, (randn(asked.vocab_size, asked.width) / asked.width**0.5).detach().requires_grad_()],
+        products=2 * rows * asked.vocab_size * asked.width,
+        computes_early=True,
+    )
+
+
+KERNELS: dict[str, Build] = {
+    "linear_cross_entropy": _loss,
+    "rms_norm": _norm,
+    "add_rms_norm": _add_norm,
+    "rope": _rope,
+    "qk_norm_rope": lambda asked, rows, randn: _rope(asked, rows, randn, norm=True),
+    "swiglu": lambda asked, rows, randn: _activation(asked, rows, randn, kind="swiglu"),
+    "silu": lambda asked, rows, randn: _activation(asked, rows, randn, kind="silu"),
+    "relu2": lambda asked, rows, randn: _activation(asked, rows, randn, kind="relu2"),
+}
+"""What is differentiated; `adamw` is measured besides."""
+
+
+@BENCHMARKS.register("kernels")
+def bench_kernels(settings: BenchConfig, bench: Bench) -> list[Row]:
+    """Time every kernel, forward and backward, beside eager PyTorch and torch.compile."""
+    asked, on_gpu = settings.kernels, bench.device.type == "cuda"
+    rows = asked.rows or (32_768 if on_gpu else 256)
+    if not on_gpu:
+        asked = asked.model_copy(update={"vocab_size": min(asked.vocab_size, 4_096)})
+    reason = unavailable_reason(bench.device.type, bench.dtype)
+    if reason is not None:
+        bench.on_note(f"no kernel runs here: {reason}; `lfs` is the same steps in PyTorch")
+    compiles = on_gpu if asked.compile == "auto" else asked.compile
+    bandwidth = _bandwidth(bench)
+    found: list[Row] = []
+    for name in asked.names or (*KERNELS, "adamw"):
+        shown = (
+            _bench_adamw(asked, settings.seed, bench)
+            if name == "adamw"
+            else _bench_case(name, asked, rows, settings.seed, bench, compiles=compiles)
+        )
+        for row in shown:
+            rate = row["gigabytes_per_second"]
+            row |= {
+                "copy_gigabytes_per_second": bandwidth / 1e9 if bandwidth else None,
+                "bandwidth_share": rate * 1e9 / bandwidth if rate and bandwidth else None,
+                "dtype": str(bench.dtype).removeprefix("torch."),
+            }
+            found.append(row)
+    return found
+
+
+def _bench_case(name: str, asked: KernelsBench, rows: int, seed: int, bench: Bench, *, compiles: bool) -> list[Row]:
+    errors = _errors(KERNELS[name](asked, min(rows, JUDGED_ROWS), _source(seed, bench)))
+    case = KERNELS[name](asked, rows, _source(seed, bench))
+    functions = {"eager": case.plain, "lfs": case.ours}
+    if compiles:
+        torch._dynamo.reset()  # kernels differ in what they are compiled for, and the compiler gives up after a few
+        functions["compiled"] = torch.compile(case.plain, dynamic=False)
+    table = []
+    for kind in asked.passes:
+        if kind == "backward" and case.computes_early:
+            continue
+        runs = {label: _Run(function, case.inputs) for label, function in functions.items()}
+        results = bench.measure(
+            f"{name} {kind}",
+            [
+                Candidate(label, getattr(run, kind), run.keep if kind == "backward" else run.forget, may_fail=True)
+                for label, run in runs.items()
+            ],
+        )
+        baseline = "compiled" if compiles and results["compiled"].timing else "eager"
+        share = {"forward": (1, 0), "backward": (0, 1), "both": (1, 1)}[kind]
+        moved = bench.dtype.itemsize * sum(a * b for a, b in zip(share, case.numbers, strict=True))
+        for label, result in results.items():
+            seconds = result.timing.median if result.timing else None
+            flops = case.products * (share[0] + 2 * share[1])
+            table.append(
+                {
+                    "kernel": name,
+                    "rows": rows,
+                    "width": asked.width,
+                    "pass": kind,
+                    "implementation": label,
+                    "gigabytes_per_second": moved / seconds / 1e9 if seconds and moved else None,
+                    "tflops": flops / seconds / 1e12 if seconds and flops else None,
+                    "error": errors if label == "lfs" and result.timing else None,
+                    **result.row(results[baseline], baseline),
+                }
+            )
+    return table
+
+
+@dataclass
+class _Run:
+    """A function, run forward, backward, or both."""
+
+    function: Callable[..., Any]
+    inputs: Sequence[Tensor]
+    kept: list[list[Tensor]] = field(default_factory=list)
+    upstream: list[Tensor] = field(default_factory=list)
+
+    def _outputs(self) -> list[Tensor]:
+        found = self.function(*self.inputs)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    def forward(self) -> list[Tensor]:
+        with torch.no_grad():
+            return self._outputs()
+
+    def forget(self) -> None:
+        self.kept.clear()
+
+    def keep(self) -> None:
+        self.forget()
+        self.kept.append(self._outputs())
+        if not self.upstream:
+            self.upstream = [torch.randn_like(x) for x in self.kept[0]]
+
+    def backward(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.kept.pop(), self.inputs, self.upstream)
+
+    def both(self) -> tuple[Tensor, ...]:
+        outputs = self._outputs()
+        if not self.upstream:
+            self.upstream = [torch.randn_like(x) for x in outputs]
+        return torch.autograd.grad(outputs, self.inputs, self.upstream)
+
+
+def _errors(case: Case) -> float | None:
+    """Return the largest error of our outputs and gradients, relative to the size of each, or None where it failed."""
+    exact = [x.detach().double().requires_grad_() for x in case.inputs]
+    try:
+        ours, right = _Run(case.ours, case.inputs), _Run(case.plain, exact)
+        ours.keep()
+        ours.upstream = [torch.ones_like(x) if x.ndim == 0 else x for x in ours.upstream]
+        right.upstream = [x.double() for x in ours.upstream]
+        right.kept.append(right._outputs())
+        pairs = list(zip(ours.kept[0] + list(ours.backward()), right.kept[0] + list(right.backward()), strict=True))
+    except RuntimeError as error:
+        describe_failure(error)  # keeps the traceback in the log
+        return None
+    return max(float((mine.double() - exactly).detach().norm() / exactly.detach().norm()) for mine, exactly in pairs)
+
+
+def _bench_adamw(asked: KernelsBench, seed: int, bench: Bench) -> list[Row]:
+    count = asked.weights or (124_000_000 if bench.device.type == "cuda" else 1_000_000)
+    randn = _source(seed, replace(bench, dtype=torch.float32))
+    weights, gradients = ([randn(*shape).detach() for shape in weight_shapes(count)] for _ in range(2))
+    zeros = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
+    ours = AdamWTensors([weight.clone() for weight in weights], *zeros)
+    settings = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    theirs, exact = {}, [weight.double().requires_grad_() for weight in weights[-1:]]
+    for label, options in (("foreach", {"foreach": True}), ("fused", {"fused": True})):
+        own = [weight.clone().requires_grad_() for weight in weights]
+        for weight, gradient in zip(own, gradients, strict=True):
+            weight.grad = gradient
+        theirs[f"torch {label}"] = torch.optim.AdamW(own, **settings, **options).step
+    exact[0].grad = gradients[-1].double()
+    torch.optim.AdamW(exact, **settings).step()
+    ours.step(gradients, 1, **settings)
+    moved = (ours.weights[-1].double() - weights[-1].double()) - (exact[0].detach() - weights[-1].double())
+    error = float(moved.norm() / exact[0].detach().norm())
+    results = bench.measure(
+        f"adamw, {count:,} weights",
+        [
+            *(Candidate(label, step, may_fail=True) for label, step in theirs.items()),
+            Candidate("lfs", lambda: ours.step(gradients, 2, **settings)),
+        ],
+    )
+    baseline = "torch fused" if results["torch fused"].timing else "torch foreach"
+    return [
+        {
+            "kernel": "adamw",
+            "rows": count,
+            "width": 1,
+            "pass": "step",
+            "implementation": label,
+            "gigabytes_per_second": 28 * count / result.timing.median / 1e9 if result.timing else None,
+            "tflops": None,
+            "error": error if label == "lfs" else None,
+            **result.row(results[baseline], baseline),
+        }
+        for label, result in results.items()
+    ]
+
+
+def _bandwidth(bench: Bench) -> float | None:
+    """Return the bytes per second that a large copy reads and writes here."""
+    size = COPY_BYTES.get(bench.device.type, COPY_BYTES["cpu"])
+    source, target = (torch.ones(size, dtype=torch.uint8, device=bench.device) for _ in range(2))
+    timing = bench.measure("copy", [Candidate("copy", lambda: target.copy_(source))])["copy"].timing
+    return 2 * size / timing.median if timing else None
+
+
+def _source(seed: int, bench: Bench) -> Callable[..., Tensor]:
+    """Return a function that draws tensors of a shape, which ask for gradients."""
+    generator = torch.Generator(bench.device).manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=generator, device=bench.device, dtype=bench.dtype)
+        return drawn.requires_grad_()
+
+    return randn
