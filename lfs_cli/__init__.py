@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lfs_cli.config import ModelConfig, TrainConfig, load_config
     from lfs_cli.errors import LfsError
     from lfs_cli.generation.language_model import LanguageModel
-    from lfs_cli.kernels.flash_attention import flash_attention
+    from lfs_cli.kernels.flash_attention import flash_attention, flash_attention_packed
     from lfs_cli.model import ATTENTION, KVCache, Transformer
     from lfs_cli.optimizers import OPTIMIZERS, SGD, AdamW
     from lfs_cli.runs.train import train
@@ -42,6 +42,7 @@ _HOMES = {
     "TrainConfig": "lfs_cli.config",
     "Transformer": "lfs_cli.model",
     "flash_attention": "lfs_cli.kernels.flash_attention",
+    "flash_attention_packed": "lfs_cli.kernels.flash_attention",
     "learn_bpe": "lfs_cli.tokenizer",
     "load_config": "lfs_cli.config",
     "train": "lfs_cli.runs.train",
@@ -59,6 +60,7 @@ __all__ = [
     "TrainConfig",
     "Transformer",
     "flash_attention",
+    "flash_attention_packed",
     "learn_bpe",
     "load_config",
     "train",

@@ -4,8 +4,27 @@ Every such error is an `LfsError`: a message in one sentence and a hint that say
 shows it as two lines and leaves with its exit code. Any other exception is a bug in lfs and keeps its traceback.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_MORE_SPACE = "free some space, or set `LFS_DATA` to a folder on a larger disk"
+_PERMISSIONS = "check the permissions, or set `LFS_DATA` to a folder that you can read and write"
+_MORE_FILES = "allow more open files: `ulimit -n 4096`"
+_REMEDIES = {
+    errno.ENOSPC: _MORE_SPACE,
+    errno.EDQUOT: _MORE_SPACE,
+    errno.EFBIG: "allow larger files (`ulimit -f unlimited`), or set `LFS_DATA` to a folder on a disk that takes them",
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: "set `LFS_DATA` to a folder that you can write",
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: _MORE_FILES,
+    errno.EIO: "check the disk: the system cannot read or write there",
+    errno.ESTALE: "check the network disk: the system cannot read or write there",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "move that file away, or set `LFS_DATA` to another folder",
+}
 
 
 class LfsError(Exception):
@@ -37,6 +56,10 @@ class CheckpointError(LfsError):
     """A run or checkpoint that is missing, damaged or does not fit."""
 
 
+class DamageError(CheckpointError):
+    """A checkpoint whose files are not what was written."""
+
+
 class DeviceError(LfsError):
     """Hardware that is absent, too small or cannot do what was asked."""
 
@@ -56,3 +79,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         return f"remove `{name}`: nothing can be set here"
     close = get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else f"choose one of: {', '.join(choices)}"
+
+
+def remedy(error: OSError) -> str | None:
+    """Return what the user can do about an error of the system; None for one that has no remedy but in lfs itself."""
+    return _REMEDIES.get(error.errno or 0)

@@ -1,10 +1,15 @@
 """Fixtures for all tests: the device, poisoned memory, the data folder, golden texts, and which tests need what."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("NO_COLOR", "1")
+
+# A shell lets what it starts in the background ignore SIGINT, and what that starts would, too: some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

@@ -49,6 +49,9 @@ class Faults:
     extra_size: int = 0
     """Add this to the size that the hub declares."""
 
+    extra_body: int = 0
+    """Go on with so many bytes behind the end of every body, whose length is not told."""
+
     no_length: bool = False
     no_etag: bool = False
     small: bool = False
@@ -98,7 +101,7 @@ def serve(files: dict[str, bytes], port: int = 0) -> Iterator[Hub]:
     class Handler(_Handler):
         hub: Hub
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = _Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     Handler.hub = Hub(server.server_address[1], files)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -109,6 +112,12 @@ def serve(files: dict[str, bytes], port: int = 0) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed is no fault of the server
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -194,7 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        chunked = is_transfer and faults.no_length
+        chunked = is_transfer and (faults.no_length or faults.extra_body > 0)
+        if is_transfer and self.command == "GET":
+            body += bytes(faults.extra_body)
         if chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:

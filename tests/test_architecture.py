@@ -11,7 +11,7 @@ import pytest
 import lfs_cli as lfs
 
 ROOT = Path(lfs.__file__).parent
-FOUNDATION = {"errors", "files", "registry", "config"}
+FOUNDATION = {"errors", "files", "memory", "registry", "config"}
 CORE = {
     "kernels",
     "tokenizer",
@@ -26,15 +26,16 @@ CORE = {
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "memory": set(),
     "registry": {"errors"},
-    "config": {"errors", "registry"},
+    "config": {"errors", "files", "registry"},
     "kernels": set(),
     "tokenizer": {"errors", "files"},
     "corpus": {"errors", "files", "registry"},
     "optimizers": {"errors", "registry", "config", "kernels"},
     "model": {"errors", "files", "registry", "config", "kernels"},
     "training": {"errors", "files", "config", "corpus", "model", "optimizers"},
-    "generation": {"errors", "registry", "config", "model", "tokenizer"},
+    "generation": {"errors", "files", "registry", "config", "model", "tokenizer"},
     "benchmarks": FOUNDATION | CORE,
     "reports": {"errors", "files"},
     "runs": FOUNDATION | CORE,

@@ -4,13 +4,14 @@ An `LfsError` becomes an `error:` line and a `hint:` line and the error's exit c
 the same two lines and exit code 2. Anything else is a bug in lfs: its traceback stays, with a line that says so.
 """
 
-import errno
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,8 @@ from typer.core import TyperGroup
 
 from lfs_cli import __version__
 from lfs_cli.cli import bench, download, generate, report, tokenize, train
-from lfs_cli.errors import LfsError, did_you_mean
+from lfs_cli.cli.console import printable
+from lfs_cli.errors import LfsError, did_you_mean, remedy
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # typer carries click inside itself since 0.20 and exports only this
 
@@ -27,18 +29,7 @@ _GO_ON = {
     "tokenize": "run the same command again: what is complete is kept",
     "train": "run the same command again, or go on with a run that `lfs report` lists: `lfs train --resume RUN`",
 }
-"""How to go on after Ctrl-C. The other commands leave nothing behind."""
-
-_DISK = {
-    errno.ENOSPC: "free some space, or set `LFS_DATA` to a folder on a larger disk",
-    errno.EDQUOT: "free some space, or set `LFS_DATA` to a folder on a larger disk",
-    errno.EACCES: "check the permissions, or set `LFS_DATA` to a folder that you can read and write",
-    errno.EPERM: "check the permissions, or set `LFS_DATA` to a folder that you can read and write",
-    errno.EROFS: "set `LFS_DATA` to a folder that you can write",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOTDIR: "move that file away, or set `LFS_DATA` to another folder",
-}
-"""What the user can do where the system refuses, if no room has said it better."""
+"""How to go on after Ctrl-C or a SIGTERM. The other commands leave nothing behind."""
 
 
 class Commands(TyperGroup):
@@ -49,25 +40,29 @@ class Commands(TyperGroup):
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
         options["standalone_mode"] = False
         try:
-            code = super().main(list(args), *rest, **options)
+            with _sigterm_raises():
+                code = super().main(list(args), *rest, **options)
             sys.stdout.flush()  # now, so that a reader who has left and a full disk are noticed
         except _UsageError as error:
             code = _fail(*_explain(error, self, args), 2)
         except LfsError as error:
             code = _fail(str(error), error.hint, error.exit_code)
-        except (KeyboardInterrupt, typer.Abort):
-            code = _fail("interrupted", _GO_ON.get(args[0]), 130)
+        except (KeyboardInterrupt, typer.Abort) as error:
+            is_terminated = any(isinstance(one, _Terminated) for one in (error, error.__cause__))
+            what, number = ("terminated", signal.SIGTERM) if is_terminated else ("interrupted", signal.SIGINT)
+            code = _fail(what, _GO_ON.get(args[0]), 128 + number)
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             _forsake_stdout()
             code = 1
         except OSError as error:
-            if error.errno not in _DISK:
+            hint = remedy(error)
+            if hint is None:
                 _confess()
                 raise
             if error.filename is None:
                 _forsake_stdout()
             where = f"cannot use {error.filename}" if error.filename else "cannot write"
-            code = _fail(f"{where}: {error.strerror}", _DISK[error.errno], 1)
+            code = _fail(f"{where}: {error.strerror}", hint, 1)
         except Exception:
             _confess()
             raise
@@ -77,14 +72,35 @@ class Commands(TyperGroup):
         """Run the command, and let Ctrl-C through to `main`, past Typer, which would leave without a word."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Abort from None
+        except KeyboardInterrupt as interrupt:
+            raise typer.Abort from interrupt
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: to be treated like Ctrl-C, save for the exit code."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end the command in good order. Training has its own way, and takes over while it runs."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may ask for signals
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"\nhint: {hint}", file=sys.stderr)
+        print(f"\nhint: {printable(hint)}", file=sys.stderr)
     return code
 
 

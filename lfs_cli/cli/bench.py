@@ -8,13 +8,14 @@ import typer
 
 from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.console import Console
-from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, whole_number
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, number, whole_number
+from lfs_cli.cli.step_tables import step_tables
 from lfs_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from lfs_cli.runs.bench import BenchResult
 
-SHARED = ("device", "dtype", "repeats", "warmup")
+SHARED = ("device", "dtype", "repeats", "warmup", "max_seconds")
 """Options that every benchmark has, under the same names as the settings."""
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -22,17 +23,60 @@ SETTINGS: dict[str, dict[str, str]] = {
         "seq": "seq",
         "batch": "batch",
         "heads": "heads",
+        "kv_heads": "kv_heads",
         "head_dim": "head_dim",
-        "backend": "backends",
+        "preset": "preset",
+        "implementations": "implementations",
+        "passes": "passes",
+        "tune": "tune",
+        "plot": "plot",
     },
-    "tokenizer": {"vocab": "vocab_size", "dataset": "dataset"},
-    "model": {"seq": "seq", "batch": "batch", "size": "sizes", "vocab": "vocab_size"},
+    "tokenizer": {
+        "vocab": "vocab_size",
+        "dataset": "dataset",
+        "file": "file",
+        "tokenizer": "tokenizer",
+        "threads": "threads",
+        "peer": "peers",
+        "plot": "plot",
+    },
+    "model": {
+        "seq": "seq",
+        "batch": "batch",
+        "size": "sizes",
+        "parts": "parts",
+        "precision": "precisions",
+        "compile": "compile",
+        "kernels": "kernels",
+        "memory": "memory",
+        "plot": "plot",
+        "profile": "profile",
+        "vocab": "vocab_size",
+    },
     "optimizer": {"size": "parameters"},
+    "kernels": {"size": "rows", "vocab": "vocab_size", "passes": "passes", "compile": "compile"},
     "generation": {"batch": "batch", "run": "run"},
 }
 """Which setting of each benchmark an option stands for. Those that a benchmark lacks are refused."""
 
-LISTS = {"attention.seq", "attention.backends", "model.seq", "model.sizes", "optimizer.parameters", "generation.batch"}
+LISTS = {
+    "attention.seq",
+    "attention.batch",
+    "attention.heads",
+    "attention.kv_heads",
+    "attention.head_dim",
+    "attention.implementations",
+    "attention.passes",
+    "tokenizer.threads",
+    "tokenizer.peers",
+    "model.seq",
+    "model.sizes",
+    "model.parts",
+    "model.precisions",
+    "optimizer.parameters",
+    "kernels.passes",
+    "generation.batch",
+}
 """Settings that take several values; the options of the others take one."""
 
 _MIB = 1 / 2**20
@@ -49,29 +93,37 @@ _REST = (
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "attention": (
         Column("T", field("seq"), is_detail=True),
-        Column("B", field("batch"), is_detail=True, rank=9),
-        Column("H", field("heads"), is_detail=True, rank=9),
-        Column("D", field("head_dim"), is_detail=True, rank=9),
+        Column("B", field("batch"), is_detail=True),
+        Column("H", field("heads"), is_detail=True),
+        Column("G", lambda row: row["kv_heads"] if row.get("kv_heads") != row.get("heads") else None, is_detail=True),
+        Column("D", field("head_dim"), is_detail=True),
         Column("dtype", field("dtype"), is_detail=True, rank=9),
+        Column("causal", field("causal"), is_detail=True, rank=9),
         Column("pass", field("pass")),
-        Column("backend", field("backend")),
+        Column("implementation", field("implementation")),
         *_TIMES,
-        Column("TFLOP/s", field("tflops"), rank=4),
-        _RATIO,
+        Column("TFLOP/s", field("tflops"), rank=1),
+        Column("% of matmul", lambda row: _percent(row.get("ceiling_share")), rank=6),
+        Column("speed ratio", field("speed_ratio"), rank=1),
+        Column("baseline", field("baseline"), rank=7),
         *_REST,
-        Column("error", field("max_error"), rank=5),
+        Column("error", field("error"), rank=5),
     ),
     "tokenizer": (
         Column("dataset", field("dataset"), is_detail=True, rank=9),
         Column("vocabulary", field("vocab_size"), is_detail=True, rank=9),
+        Column("MB", field("text_bytes", 1e-6), is_detail=True, rank=9),
         Column("task", field("task")),
-        Column("implementation", field("implementation")),
-        Column("MB", field("text_bytes", 1e-6), rank=6),
-        Column("threads", field("threads"), rank=6),
-        *_TIMES,
+        Column("threads", field("threads"), is_detail=True, rank=1),
+        Column("state", field("state")),
+        Column("library", field("implementation")),
+        Column("call", field("call"), rank=7),
+        Column("ms", field("median_ms")),
+        Column("spread %", lambda row: _spread(row), rank=6),
         Column("MB/s", field("megabytes_per_second")),
         _RATIO,
         *_REST,
+        Column("process MiB", field("process_peak_bytes", _MIB), rank=4),
     ),
     "model": (
         Column("size", field("size"), is_detail=True),
@@ -99,6 +151,21 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         _RATIO,
         *_REST,
     ),
+    "kernels": (
+        Column("kernel", field("kernel")),
+        Column("rows", field("rows"), rank=8),
+        Column("width", field("width"), is_detail=True, rank=9),
+        Column("dtype", field("dtype"), is_detail=True, rank=9),
+        Column("pass", field("pass")),
+        Column("implementation", field("implementation")),
+        *_TIMES,
+        Column("GB/s", field("gigabytes_per_second"), rank=1),
+        Column("% of copy", lambda row: _percent(row.get("bandwidth_share")), rank=1),
+        Column("TFLOP/s", field("tflops"), rank=4),
+        _RATIO,
+        *_REST,
+        Column("error", field("error"), rank=5),
+    ),
     "generation": (
         Column("model", field("model"), is_detail=True, rank=9),
         Column("M params", field("params_M"), is_detail=True, rank=9),
@@ -114,6 +181,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
 }
 
+TUNING_COLUMNS = (
+    Column("T", field("seq"), is_detail=True),
+    Column("D", field("head_dim"), is_detail=True),
+    Column("dtype", field("dtype"), is_detail=True),
+    Column("kernel", field("kernel")),
+    Column("choice", lambda row: ", ".join(f"{name} {value}" for name, value in row["choice"].items())),
+    *_TIMES,
+    Column("TFLOP/s", field("tflops"), rank=1),
+    _RATIO,
+    Column("status", lambda row: "best" if row["is_best"] else row["status"]),
+)
+"""The columns of `lfs bench attention --tune`."""
+
 
 def command(
     benchmark: Annotated[
@@ -121,23 +201,62 @@ def command(
     ] = None,
     seq: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Sequence lengths: attention, model.")] = None,
     batch: Annotated[
-        list[str] | None, typer.Option(metavar="N", help="Sequences at once: attention, model, generation.")
+        list[str] | None, typer.Option(metavar="N,...", help="Sequences at once: attention, model, generation.")
     ] = None,
-    heads: Annotated[int | None, whole_number("--heads", 16, help="Query heads: attention.")] = None,
-    head_dim: Annotated[int | None, whole_number("--head-dim", 64, help="Channels per head: attention.")] = None,
-    backend: Annotated[
-        list[str] | None, typer.Option(metavar="NAME,...", help="Attention backends; `torch` is the baseline.")
+    heads: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Query heads: attention.")] = None,
+    kv_heads: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Key/value heads: attention.")] = None,
+    head_dim: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Channels per head: attention.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Shapes of attention: cs336, leaderboard, shapes or memory.")
+    ] = None,
+    implementations: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,...", help="Ours and others' attention, such as flash,torch-cudnn."),
+    ] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Of attention, kernels: forward, backward, both.")
+    ] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Search for faster tiles of our attention kernels.")] = False,
+    parts: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Of a step: inference to step, see --explain: model.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="float32, tf32, bfloat16, float16 compared: model.")
+    ] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Compare with torch.compile: model, kernels.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Time of a step by module, phase and kernel: model.")
+    ] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="What is in memory over a step: model.")] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Draw as .svg, .png or .html: results of attention, tokenizer, memory of model."
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write traces of a step, and of its memory: model.")
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(metavar="SIZE,...", help="Model sizes, tiny to 2.7b; optimizer: weights.")
+        list[str] | None,
+        typer.Option(metavar="SIZE,...", help="Model sizes, tiny to 10b; weights: optimizer; rows: kernels."),
     ] = None,
-    vocab: Annotated[int | None, whole_number("--vocab", 10_000, help="Vocabulary: tokenizer, model.")] = None,
+    vocab: Annotated[int | None, whole_number("--vocab", 10_000, help="Vocabulary: tokenizer, model, kernels.")] = None,
     dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Text to encode: tokenizer.")] = None,
+    file: Annotated[str | None, typer.Option(metavar="FILE", help="Text to encode: tokenizer.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="PATH", help="Vocabulary: tokenizer.")] = None,
+    threads: Annotated[list[str] | None, typer.Option(metavar="N,...", help="Numbers of threads: tokenizer.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Libraries to compare with: tokenizer.")
+    ] = None,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Model that writes: generation.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")] = None,
     repeats: Annotated[int | None, whole_number("--repeats", 10, help="Runs that are counted.")] = None,
     warmup: Annotated[int | None, whole_number("--warmup", 3, help="Runs that are not.")] = None,
+    max_seconds: Annotated[
+        float | None, number("--max-seconds", 10, help="Seconds after which a comparison has runs enough.")
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     explain: Explain = False,
@@ -156,14 +275,29 @@ def command(
         "seq": seq,
         "batch": batch,
         "heads": heads,
+        "kv_heads": kv_heads,
         "head_dim": head_dim,
-        "backend": backend,
+        "preset": preset,
+        "implementations": implementations,
+        "passes": passes,
+        "tune": tune or None,
+        "parts": parts,
+        "precision": precision,
+        "compile": compile_ or None,
+        "kernels": kernels or None,
+        "memory": memory or None,
+        "plot": plot,
+        "profile": profile,
         "size": size,
         "vocab": vocab,
         "dataset": dataset,
+        "file": file,
+        "tokenizer": tokenizer,
+        "threads": threads,
+        "peer": peer,
         "run": run,
     }
-    shared = {"device": device, "dtype": dtype, "repeats": repeats, "warmup": warmup}
+    shared = {"device": device, "dtype": dtype, "repeats": repeats, "warmup": warmup, "max_seconds": max_seconds}
     options = {"benchmark": benchmark, **shared, **_named(benchmark, own)}
     settings = load_config(BenchConfig, config, overrides or [], options)
 
@@ -211,28 +345,50 @@ def _dashed(name: str) -> str:
 
 
 def _show(console: Console, benchmark: str, result: "BenchResult") -> None:
-    if console.as_json or not sys.stdout.isatty():
-        console.results(result.rows, environment=result.environment)
+    if console.as_json:
+        extra: dict[str, Any] = {**result.tables, "environment": result.environment}
+        console.results(result.rows, **extra)
+    elif not sys.stdout.isatty():
+        console.results(result.rows)
+        for rows in result.tables.values():
+            console.text("\n")
+            console.results(rows)
     else:
-        rows, same = lay_out(result.rows, COLUMNS.get(benchmark, _plain_columns(result.rows)))
-        versions = result.environment["versions"]
-        where = f"{result.environment['hardware']}, torch {versions['torch']}"
-        console.results(rows, title="; ".join(part for part in (benchmark, same, where) if part))
+        _show_tables(console, benchmark, result)
     for note in _notes(result.rows):
         console.note(note)
+    for other in result.others:
+        console.note(f"wrote {other}")
     if result.path is not None:
         others = [name for name in COLUMNS if name != benchmark]
         console.next(f"added {len(result.rows)} records to {result.path}; next: `lfs bench {others[0]}`")
+
+
+def _show_tables(console: Console, benchmark: str, result: "BenchResult") -> None:
+    columns = COLUMNS.get(benchmark, _plain_columns(result.rows))
+    if result.rows and "choice" in result.rows[0]:
+        columns = TUNING_COLUMNS
+    rows, same = lay_out(result.rows, columns)
+    versions = result.environment["versions"]
+    where = f"{result.environment['hardware']}, torch {versions['torch']}"
+    console.results(rows, title="; ".join(part for part in (benchmark, same, where) if part))
+    for title, more in step_tables(result.tables):
+        console.results(more, title=title)
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader of the table needs to know: ratios to what, and why something was not measured."""
     baselines = dict.fromkeys(row["baseline"] for row in rows if row.get("speed_ratio") and row.get("baseline"))
     notes = [f"speed ratio: 2 is twice as fast as the baseline, {' or '.join(baselines)}"] if baselines else []
+    notes += dict.fromkeys(
+        f"{row['implementation']} ran {row['kernel']}"
+        for row in rows
+        if row["status"] == "ok" and "implementation" in row and not row.get("kernel", "by name").endswith("by name")
+    )
     reasons: dict[str, None] = {}
     for row in rows:
         if row.get("note"):
-            name = row.get("backend") or row.get("implementation") or row.get("size") or row.get("part")
+            name = row.get("implementation") or row.get("kernel") or row.get("size") or row.get("part")
             reasons[f"{name}: {row['status']}, {row['note']}"] = None
     return [*notes, *reasons]
 
@@ -242,6 +398,10 @@ def _spread(row: Mapping[str, Any]) -> float | None:
     if not row["median_ms"] or row["runs"] < 2:
         return None
     return round(100 * (row["q3_ms"] - row["q1_ms"]) / row["median_ms"], 1)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
 
 
 def _plain_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
@@ -39,7 +39,9 @@ class Console:
         self.as_json = as_json
         self.quiet = quiet
         if verbose:
-            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(_PrintableFormatter("%(name)s: %(message)s"))
+            logging.basicConfig(handlers=[handler], level=logging.INFO)
         self.observer: Observer = ConsoleObserver(self)
 
     @property
@@ -52,7 +54,8 @@ class Console:
         if self.as_json:
             whole = _finite(json.loads(json.dumps({"rows": list(rows), **extra}, default=_plain)))
             is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-            print(json.dumps(whole, ensure_ascii=not is_utf8, allow_nan=False).encode(errors="replace").decode())
+            text = json.dumps(whole, ensure_ascii=not is_utf8, allow_nan=False)
+            print("".join(c if _is_tame(c) else f"\\u{ord(c):04x}" for c in text).encode(errors="replace").decode())
             return
         if not rows:
             return
@@ -67,13 +70,24 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
+        table = Table(
+            box=box.SIMPLE_HEAD, title=Text(printable(title)) if title else None, title_justify="left", pad_edge=False
+        )
         for name in names:
             numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+            table.add_column(
+                Text(printable(name)), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+            )
         for row in rows:
             table.add_row(*(Text(printable(show(row.get(name)))) for name in names))
         RichConsole(highlight=False).print(table)
+
+    def lines(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Print ``rows``, which all have the same names, as tab-separated lines while they come."""
+        for number, row in enumerate(rows):
+            if number == 0:
+                print("\t".join(row))
+            print("\t".join(map(_flat, row.values())))
 
     def explain(self, schema: type["Settings"]) -> None:
         """Print every setting of ``schema`` with its default and meaning."""
@@ -91,7 +105,7 @@ class Console:
         """Print a line to stderr, unless quiet."""
         if not self.quiet:
             self.observer.finish_progress()
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def next(self, text: str) -> None:
         """Print the closing line: what was made and what to do next."""
@@ -100,7 +114,7 @@ class Console:
     def warning(self, text: str) -> None:
         """Print a `warning:` line to stderr, even when quiet."""
         self.observer.finish_progress()
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class ConsoleObserver(Observer):
@@ -128,13 +142,16 @@ class ConsoleObserver(Observer):
             self._label, self._started, self._shown, self._first = label, now, now, done
             if self.console.is_live:
                 self._bar = _bar(unit)
-                self._bar.add_task(label, total=total or None, completed=done)
+                self._bar.add_task(printable(label), total=total or None, completed=done)
                 self._bar.start()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
         elif now - self._shown >= PLAIN_SECONDS:
             self._shown = now
-            print(_plain_line(label, done, total, unit, done - self._first, now - self._started), file=sys.stderr)
+            print(
+                _plain_line(printable(label), done, total, unit, done - self._first, now - self._started),
+                file=sys.stderr,
+            )
 
     def finish_progress(self) -> None:
         if self._bar is not None:
@@ -187,7 +204,18 @@ def size(count: float) -> str:
 
 def printable(text: str) -> str:
     """Return ``text`` without the characters that could steer a terminal or turn its lines around; others stay."""
-    return "".join("\ufffd" if c in _TURNS or (category(c) == "Cc" and c not in "\n\t") else c for c in text)
+    return text if text.isascii() and text.isprintable() else "".join(c if _is_tame(c) else "\ufffd" for c in text)
+
+
+def _is_tame(character: str) -> bool:
+    return character in "\n\t" or not (character in _TURNS or category(character) == "Cc")
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formats a record without what could steer a terminal: modules log what they read in files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _bar(unit: str) -> Any:
@@ -205,7 +233,7 @@ def _bar(unit: str) -> Any:
 
     amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(), TextColumn(unit))
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         *amount,

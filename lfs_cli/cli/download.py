@@ -1,6 +1,5 @@
 """`lfs download`: bring text into the data folder, or list what could be brought."""
 
-import re
 import sys
 from typing import Annotated
 
@@ -8,8 +7,7 @@ import typer
 
 from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.console import Console, size
-from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, number
-from lfs_cli.errors import ConfigError
+from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose, number, size_in_bytes
 
 COLUMNS = (
     Column("dataset", field("dataset")),
@@ -19,8 +17,6 @@ COLUMNS = (
     Column("licence", field("licence")),
     Column("what", field("what"), rank=2),
 )
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def command(
@@ -56,7 +52,7 @@ def command(
         "source": source,
         "name": name,
         "valid_share": valid_share,
-        "sample_bytes": None if sample_bytes is None else _parse_size(sample_bytes),
+        "sample_bytes": size_in_bytes("--size", sample_bytes),
     }
     settings = load_config(DownloadConfig, config, overrides or [], options)
     from lfs_cli.runs.download import download, list_datasets
@@ -98,11 +94,3 @@ def command(
     amounts = f"{size(train.record.bytes)} to train on and {size(valid.record.bytes)} to validate on"
     state = "verified: " if {train.outcome, valid.outcome} == {"verified"} else ""
     console.next(f"{state}{result.folder} holds {amounts}; next: `lfs tokenize {result.dataset}`")
-
-
-def _parse_size(text: str) -> int:
-    """Return the bytes that a size such as `6000000`, `20MB` or `1.5 GiB` stands for."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().replace("_", "").upper())
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"`--size {text}` is not a size", hint="write bytes, or a unit: `--size 20MB`")
-    return round(float(match[1]) * _UNITS[match[2] or ""])

@@ -3,12 +3,19 @@
 Numbers are read here and not by Typer, whose words for one that it cannot read change with its version.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lfs_cli.errors import ConfigError
+
+_UNITS = {"": 1} | {
+    unit + binary: base**power
+    for power, unit in enumerate("KMGT", start=1)
+    for binary, base in (("", 1000), ("I", 1024))
+}
 
 ConfigFile = Annotated[
     Path | None,
@@ -32,6 +39,20 @@ def whole_number(name: str, example: int, *, metavar: str = "N", help: str) -> A
 def number(name: str, example: float, *, metavar: str = "X", help: str) -> Any:
     """Return an option that takes a number, such as ``example``."""
     return _numeric(name, float, "a number", f"{example:g}", metavar, help)
+
+
+def size_in_bytes(name: str, text: str | None, example: str = "20MB") -> int | None:
+    """Return the bytes that a size such as `6000000`, `20MB` or `1.5 GiB` stands for, None for one that is not given.
+
+    Raises ConfigError, which names the option ``name``.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]I?)?B?", text.strip().replace("_", "").upper())
+    count = round(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if count == 0:
+        raise ConfigError(f"`{name} {text}` is not a size", hint=f"write bytes, or a unit: `{name} {example}`")
+    return count
 
 
 def _numeric(name: str, kind: type[int] | type[float], what: str, example: str, metavar: str, help: str) -> Any:

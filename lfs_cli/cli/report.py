@@ -27,10 +27,15 @@ COLUMNS = (
     Column("status", field("status"), is_detail=True),
 )
 
+HEADERS = {"step": "steps", "tokens": "tokens", "seconds": "time"}
+
 
 def command(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="RUN", help="Runs to compare; none shows all, best first.")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw their losses over time as .svg, .png, .pdf or .html.")
     ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -46,18 +51,27 @@ def command(
     if explain:
         console.explain(ReportConfig)
         return
-    settings = load_config(ReportConfig, config, overrides or [], {"runs": runs or None})
+    settings = load_config(ReportConfig, config, overrides or [], {"runs": runs or None, "plot": plot})
     from lfs_cli.runs.report import report
 
     result = report(settings, observer=console.observer)
     if as_json:
         console.results(
-            result.rows, settings=result.settings, losses=result.losses, pages=result.pages, table=result.table
+            result.rows,
+            settings=result.settings,
+            losses=result.losses,
+            costs=result.costs,
+            unit=result.unit,
+            pages=result.pages,
+            table=result.table,
+            plot=result.plot,
         )
     elif sys.stdout.isatty():
         _show(console, result)
     else:
-        for index, rows in enumerate(rows for rows in (result.rows, result.settings, result.losses) if rows):
+        for index, rows in enumerate(
+            rows for rows in (result.rows, result.settings, result.losses, result.costs) if rows
+        ):
             console.text("\n" if index else "")
             console.results(rows)
     console.next(_closing(result))
@@ -67,14 +81,30 @@ def _show(console: Console, result: "ReportResult") -> None:
     rows, same = lay_out(result.rows, COLUMNS)
     console.results(rows, title=f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, best first" + _after(same))
     console.results(result.settings, title="settings that differ")
-    for axis, header in {"step": "steps", "tokens": "tokens", "seconds": "time"}.items():
+    for axis, header in HEADERS.items():
         losses = [_loss_row(row, header) for row in result.losses if row["axis"] == axis]
-        console.results(losses, title=f"validation loss at equal {header}")
+        console.results(losses, title=f"validation loss at equal {header}, {result.unit}")
+    if result.costs:
+        loss = f"{result.costs[0]['loss']:.3f} {result.unit}"
+        console.results(
+            [_cost_row(row) for row in result.costs], title=f"what each took to a validation loss of {loss}"
+        )
 
 
 def _loss_row(row: Mapping[str, Any], header: str) -> dict[str, Any]:
-    at = duration(row["at"]) if row["axis"] == "seconds" else round(row["at"])
-    return {header: at, **{name: value for name, value in row.items() if name not in ("axis", "at")}}
+    return {header: _place(row["axis"], row["at"]), **_by_run(row)}
+
+
+def _cost_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"until there": HEADERS[row["axis"]]} | {run: _place(row["axis"], at) for run, at in _by_run(row).items()}
+
+
+def _by_run(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("axis", "at", "loss")}
+
+
+def _place(axis: str, at: float) -> str | int:
+    return duration(at) if axis == "seconds" else round(at)
 
 
 def _time(row: Mapping[str, Any]) -> str | None:
@@ -93,4 +123,5 @@ def _closing(result: "ReportResult") -> str:
     pages = f" and {result.pages[0]}" if count == 1 else f" and report.html of {count} runs" if count else ""
     names = " ".join(str(row["run"]) for row in result.rows[:2])
     then = f"; next: `lfs generate --run {best}`" if result.losses else f"; next: `lfs report {names}`"
-    return f"wrote {result.table} ({result.table_rows} rows){pages}{then}"
+    drawn = f" and {result.plot}" if result.plot else ""
+    return f"wrote {result.table} ({result.table_rows} rows){pages}{drawn}{then}"

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lfs_cli.cli import check
 from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.console import Console, ConsoleObserver, duration, printable, show, size
 from lfs_cli.cli.options import AsJson, ConfigFile, Explain, Overrides, Quiet, Verbose
-from lfs_cli.errors import ConfigError
+from lfs_cli.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from lfs_cli.config import TrainConfig
-    from lfs_cli.runs.train import Evaluation, StepRecord
+    from lfs_cli.runs.plan import Plan
+    from lfs_cli.runs.recorder import Evaluation, StepRecord
 
 DEFAULT = Path("config.json")
 COLUMNS = (
@@ -39,10 +41,22 @@ def command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder that receives the run; by default data/runs.")
     ] = None,
+    check_data: Annotated[
+        bool, typer.Option("--check-data", help="Compare all of its data with their checksums, and stop.")
+    ] = False,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run (`last` for the newest); CONFIG is not read.")
     ] = None,
+    max_time: Annotated[
+        str | None, typer.Option("--max-time", metavar="TIME", help="End after so much training, such as 10m or 1h30m.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run would take, and stop.")] = False,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="GPU", help="With --dry-run: on this GPU, such as H100, not here.")
+    ] = None,
+    verify_resume: Annotated[
+        bool, typer.Option("--verify-resume", help="Stop and resume a short run, compare all bits, and stop.")
+    ] = False,
     explain: Explain = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -55,25 +69,32 @@ def command(
     if explain:
         console.explain(TrainConfig)
         return
-    if config is not None and config_file is not None:
-        raise ConfigError(f"two configs are named, `{config}` and `--config {config_file}`", hint="name one of them")
-    run = None
+    _refuse_contradictions(config, config_file, on=on, dry_run=dry_run)
+    run, notes, options = None, [], {"max_time": max_time}
     if resume is None:  # all of this before torch: a typo must not cost three seconds
         path = config or config_file or DEFAULT
-        settings = load_config(TrainConfig, path, overrides or [])
+        settings = load_config(TrainConfig, path, overrides or [], options)
         settings = settings.model_copy(update={"name": settings.name or path.stem})
     else:
+        from lfs_cli.runs.changes import resumed_config
         from lfs_cli.runs.folder import DataFolder
 
-        run = DataFolder.here().find_run("" if resume == "last" else resume)
-        settings = run.resumed_config(overrides or [])
-    from lfs_cli.runs.train import plan, train
-
+        run = DataFolder.here().find_run("" if resume == "last" else resume, is_trained=False)
+        settings, notes = resumed_config(run, overrides or [], options)
+    if check_data:
+        check.check(console, settings)
+        return
+    for note in notes:
+        console.note(note)
     if dry_run:
-        _show_plan(console, settings, *plan(settings))
-        console.next("nothing was made; next: the same command without `--dry-run`")
+        _foresee(console, settings, on)
         return
     console.observer = TrainView(console, settings)
+    if verify_resume:
+        _verify(console, settings)
+        return
+    from lfs_cli.runs.train import train
+
     try:
         result = train(settings, out, observer=console.observer, resume=run)
     finally:
@@ -97,6 +118,8 @@ def command(
         unigram_entropy=result.unigram_entropy,
         sample=result.sample,
     )
+    if result.problem:
+        raise TrainingError(result.problem, hint=result.hint)
     if result.signal:
         console.note(
             f"stopped after step {result.steps:,}, saved in {result.directory}; "
@@ -105,6 +128,14 @@ def command(
         raise typer.Exit(128 + result.signal)
     chosen = f"--run {_run_name(result.directory)} " if out or resume else ""  # else it is the newest run
     console.next(f"wrote {result.directory}; next: `lfs generate {chosen}--prompt {_quoted(settings.sample_prompt)}`")
+
+
+def _refuse_contradictions(config: Path | None, config_file: Path | None, *, on: str | None, dry_run: bool) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if config is not None and config_file is not None:
+        raise ConfigError(f"two configs are named, `{config}` and `--config {config_file}`", hint="name one of them")
+    if on is not None and not dry_run:
+        raise ConfigError("`--on` foresees a run and starts none", hint="add `--dry-run`, or leave `--on` out")
 
 
 class TrainView(ConsoleObserver):
@@ -154,6 +185,8 @@ class TrainView(ConsoleObserver):
 
     def _facts(self, record: "StepRecord") -> list[str]:
         left = (self.config.steps - record.step) * self.config.batch_tokens / record.tokens_per_second
+        if self.config.max_seconds is not None:
+            left = max(0.0, min(left, self.config.max_seconds - record.seconds))
         return [
             f"loss {record.loss:.4f}",
             f"lr {record.lr:.2e}",
@@ -163,6 +196,11 @@ class TrainView(ConsoleObserver):
             size(record.memory_bytes),
             f"{duration(left)} left",
         ]
+
+    def _share(self, record: "StepRecord") -> float:
+        """Return the share of the run that is done, by steps or by the clock."""
+        by_steps, limit = record.step / self.config.steps, self.config.max_seconds
+        return max(by_steps, min(1.0, record.seconds / limit)) if limit else by_steps
 
     def _refresh(self) -> None:
         if self._record is None:
@@ -177,7 +215,7 @@ class TrainView(ConsoleObserver):
         record = self._record
         lines: list[Any] = [
             Text(f"step {record.step:,} of {self.config.steps:,}  " + "  ".join(self._facts(record)), overflow="fold"),
-            Padding(ProgressBar(total=self.config.steps, completed=record.step), 0),  # which ends the bar's line
+            Padding(ProgressBar(total=1.0, completed=self._share(record)), 0),  # which ends the bar's line
         ]
         if self._evaluation is not None:
             lines.append(Text(f"after step {self._evaluation.step:,}: {_evaluation_text(self._evaluation)}"))
@@ -194,32 +232,85 @@ def _evaluation_text(record: "Evaluation") -> str:
     return f"validation loss {record.loss:.4f}, perplexity {record.perplexity:.2f}{bits}"
 
 
-def _show_plan(console: Console, config: "TrainConfig", cost: Any, device: str) -> None:
-    """Show what `runs.train.plan` found: rows for a person, one object with `--json`."""
+def _verify(console: Console, config: "TrainConfig") -> None:
+    """Run the check of `--verify-resume` and show what was compared."""
+    from lfs_cli.runs.verify import verify_resume
+
+    try:
+        rows, problem = verify_resume(config, observer=console.observer)
+    finally:
+        console.observer.finish_progress()
+    console.results(rows, steps=config.verify_steps, is_equal=not problem)
+    if problem:
+        raise problem
+    console.next(f"a run of {config.verify_steps} steps with two stops ends bit for bit like one without")
+
+
+def _foresee(console: Console, config: "TrainConfig", gpu_name: str | None) -> None:
+    """Show what a run would take, here or on a GPU by name: rows for a person, one object with `--json`."""
+    from lfs_cli.runs.plan import BASES, make_plan
+
+    plan = make_plan(config, gpu_name)
+    tokens_per_second = config.batch_tokens / plan.step_seconds
     facts = {
-        "parameters": cost.parameters,
-        "flops_per_token": cost.flops_per_token,
-        "tokens": cost.total_tokens,
+        "parameters": plan.parameters,
+        "flops_per_token": plan.flops_per_token,
+        "steps": plan.steps,
+        "tokens": plan.tokens,
         "batch_tokens": config.batch_tokens,
-        "weight_bytes": cost.weight_bytes,
-        "activation_bytes": cost.activation_bytes,
-        "seconds": cost.seconds,
-        "device": device,
+        "microbatch": plan.microbatch,
+        "weight_bytes": plan.memory.weights,
+        "optimizer_bytes": plan.memory.state,
+        "step_bytes": plan.memory.step,
+        "peak_bytes": plan.memory.peak,
+        "room_bytes": plan.room,
+        "fits": plan.fits,
+        "largest_microbatch": plan.largest_microbatch,
+        "step_seconds": plan.step_seconds,
+        "tokens_per_second": tokens_per_second,
+        "seconds": plan.seconds,
+        "basis": plan.basis,
+        "device": plan.device,
     }
     shown = {
-        "parameters": show(cost.parameters),
-        "FLOPs a token": show(float(cost.flops_per_token)),
-        "tokens": show(cost.total_tokens),
+        "parameters": show(plan.parameters),
+        "FLOPs a token": show(float(plan.flops_per_token)),
+        "tokens": show(plan.tokens),
         "tokens a step": show(config.batch_tokens),
-        "memory of weights, gradients and optimizer": size(cost.weight_bytes),
-        "memory of activations, at most about": size(cost.activation_bytes),
-        "time, roughly": duration(cost.seconds),
-        "device": device,
+        "sequences at once": f"{plan.microbatch:,} of {config.batch_size:,}",
+        "device": plan.device,
+        "memory of weights and optimizer": size(plan.memory.weights + plan.memory.state),
+        "memory of gradients and activations": size(plan.memory.step),
+        "fits": _fit(plan),
+        "time of a step, about": f"{_about(1000 * plan.step_seconds)} ms",
+        "tokens/s, about": _about(tokens_per_second),
+        "steps": f"{plan.steps:,}" if plan.steps == config.steps else f"about {plan.steps:,} of {config.steps:,}",
+        "time, about": duration(plan.seconds) + ("" if plan.steps == config.steps else ", which is the `max_time`"),
+        "these times are": BASES[plan.basis],
     }
     if console.as_json:
         console.results([facts])
     else:
         console.results([{"what": name, "value": value} for name, value in shown.items()])
+    there = "" if gpu_name is None else f" and `--on`, on a machine that has {plan.device}"
+    console.next(f"nothing was made; next: the same command without `--dry-run`{there}")
+
+
+def _about(value: float) -> str:
+    """Return an estimate, with no more digits than it deserves."""
+    return show(float(f"{value:.3g}"))
+
+
+def _fit(plan: "Plan") -> str:
+    """Say whether a step fits the memory, and what would."""
+    if plan.room is None:
+        return f"{size(plan.memory.peak)}, and how much is free is not known"
+    if plan.fits:
+        return f"yes: {size(plan.memory.peak)} of {size(plan.room)}"
+    most = (
+        f"at most {plan.largest_microbatch:,} at once" if plan.largest_microbatch else "not even one sequence at once"
+    )
+    return f"no: {size(plan.memory.peak)} of {size(plan.room)}; {most}"
 
 
 def _run_name(run: Path) -> str:

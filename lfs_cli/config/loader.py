@@ -7,6 +7,7 @@ coerced but int to float. Every mistake becomes a `ConfigError` with the dotted 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from lfs_cli.config.schema import Settings
 from lfs_cli.errors import ConfigError, did_you_mean
+from lfs_cli.files import parse_json, read_text
 
 S = TypeVar("S", bound=Settings)
 
@@ -47,9 +49,11 @@ def load_config(
         _set(schema, tree, name, _value(text))
     _check_keys(schema, schema, tree)
     try:
-        return schema.model_validate_json(json.dumps(tree), strict=True)
+        config = schema.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         raise _explain_rejection(schema, error) from None
+    _check_finite(config.model_dump())
+    return config
 
 
 def find_config(path: Path | str) -> Path:
@@ -115,9 +119,11 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_twice)
+        text = read_text(path).removeprefix("\ufeff")
+        tree = json.loads(text, object_pairs_hook=refuse_twice)
+        parse_json(text)  # refuses what is too deep or has half a character
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check the file's permissions") from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="name a JSON file that you can read") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8 JSON") from None
     except json.JSONDecodeError as error:
@@ -213,6 +219,15 @@ def _check_keys(root: type[Settings], schema: type[Settings], tree: Any, where: 
             _check_keys(root, inner, value, dotted)
 
 
+def _check_finite(tree: Any, where: str = "") -> None:
+    """Raise ConfigError for a number in ``tree`` that JSON does not have, as `options` of unknown types may hold."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, value in items:
+        _check_finite(value, f"{where}.{key}" if where else str(key))
+    if isinstance(tree, float) and not isfinite(tree):
+        raise ConfigError(f"`{where}` must be a finite number, not `{tree}`", hint="write one, or leave it out")
+
+
 def _unknown(root: type[Settings], schema: type[Settings], where: str, key: str) -> ConfigError:
     prefix = f"{where}." if where else ""
     known = [f"{prefix}{name}" for name in schema.model_fields]
@@ -272,10 +287,20 @@ def _explain_rejection(schema: type[Settings], error: ValidationError) -> Config
     elif first["type"] == "literal_error":
         choices = str(limits["expected"]).replace("'", "").replace(" or ", ", ")
         return ConfigError(f"`{name}` cannot be {given}", hint=f"choose one of: {choices}")
+    wanted = (wanted or first["msg"].lower()) + _word_instead(error)
     hint = _default_hint(schema, steps)
     if first["type"] == "string_type" and isinstance(first["input"], int | float):
         hint = f"put it in quotes: `--set '{name}=\"{given}\"'`"
-    return ConfigError(f"`{name}` must {wanted or first['msg'].lower()}, not `{given}`", hint=hint)
+    return ConfigError(f"`{name}` must {wanted}, not `{given}`", hint=hint)
+
+
+def _word_instead(error: ValidationError) -> str:
+    """Return what to add when the setting refused first may be a word, too: it is a union with such a branch."""
+    first, *others = error.errors()
+    for other in others:
+        if other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1]:
+            return f", or `{other['ctx']['expected']}`".replace("'", '"')
+    return ""
 
 
 def _default_hint(schema: type[Settings], steps: Sequence[str]) -> str:

@@ -5,24 +5,39 @@ table, the JSON Schema). Validators refuse combinations that cannot work and nam
 from other settings is a property, so that it can never disagree with them.
 """
 
+import re
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lfs_cli.errors import ConfigError, did_you_mean
 from lfs_cli.registry import catalogue, check_options
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=2**48)]  # widths derived from it must still fit 64 bits
+Natural = Annotated[int, Field(ge=0, le=2**48)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+Grid = Annotated[Counts, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else (value,))]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StepPart = Literal["inference", "forward", "loss", "backward", "forward+backward", "optimizer", "step"]
+KernelName = Literal[
+    "linear_cross_entropy",
+    "rms_norm",
+    "add_rms_norm",
+    "rope",
+    "qk_norm_rope",
+    "swiglu",
+    "silu",
+    "relu2",
+    "adamw",
+]
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token that stands between documents, and its one spelling in lfs."""
@@ -109,6 +124,32 @@ class ModelConfig(Settings):
     tied_head: bool = False
     """Use the token embedding as the output head too."""
 
+    zero_init: bool = False
+    """Start the output of each attention and feed-forward layer at zero, so that a block first adds nothing."""
+
+    logit_softcap: Positive | None = None
+    """Keep logits within this size, by a tangent: softcap tanh(logit / softcap). `null` leaves them."""
+
+    embedding_norm: bool = False
+    """Normalize what enters the first block."""
+
+    embedding_skip: bool = False
+    """Let each block mix its input with the embedding of its token, by two learned weights that begin at 1 and 0."""
+
+    value_embeddings: Natural = 0
+    """Further tables of token vectors (of G x D channels), each mixed into the values of one of the first blocks and of
+    one of the last."""
+
+    window: Count | None = None
+    """Latest positions that attention sees, in the layers that `window_pattern` says; `null` for all of them."""
+
+    window_pattern: str = "S"
+    """One letter a layer, repeated: `S` has the `window`, `L` sees the whole context, such as `SSSL`."""
+
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What training computes again on the way back, for less memory: nothing, all but matrix products and attention, or
+    each block from its input. Losses and gradients are the same to the bit."""
+
     @model_validator(mode="after")
     def _shapes_fit(self) -> "ModelConfig":
         if self.width % self.heads:
@@ -132,17 +173,44 @@ class ModelConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _layers_suffice(self) -> "ModelConfig":
+        if not self.window_pattern or set(self.window_pattern) - {"S", "L"}:
+            raise ConfigError(
+                f"`model.window_pattern` (`{self.window_pattern}`) must be written with `S` and `L` alone",
+                hint="`--set model.window_pattern=SSSL` gives three layers of four the window",
+            )
+        if 2 * self.value_embeddings > self.layers:
+            raise ConfigError(
+                f"`model.value_embeddings` ({self.value_embeddings}) are used twice each, and `model.layers` is "
+                f"{self.layers}",
+                hint=f"set `model.value_embeddings` to {self.layers // 2}",
+            )
+        return self
+
     @property
     def head_dim(self) -> int:
         """Channels per head (D)."""
         return self.width // self.heads
 
+    def layer_window(self, layer: int) -> int | None:
+        """Return how many positions attention sees in a layer, or None for all before it."""
+        is_short = self.window_pattern[layer % len(self.window_pattern)] == "S"
+        return self.window if is_short and self.window is not None and self.window < self.context_length else None
+
+    def value_table(self, layer: int) -> int | None:
+        """Return which table of value embeddings a layer has: the first layers and the last ones have the same."""
+        if layer < self.value_embeddings:
+            return layer
+        from_last = layer - (self.layers - self.value_embeddings)
+        return from_last if from_last >= 0 else None
+
 
 class OptimizerGroup(Settings):
     """Which weights an optimizer moves, and how. The first group whose pattern matches a weight takes it."""
 
-    match: str = "*"
-    """Pattern of parameter names, such as `blocks.*.weight`; `*` matches everything."""
+    match: str | Names = "*"
+    """Pattern of parameter names, such as `blocks.*.weight`, or several; `*` matches everything, `!` keeps out."""
 
     name: str = "adamw"
     """Registered optimizer."""
@@ -163,8 +231,14 @@ class ScheduleConfig(Settings):
     warmup: Share = 0.02
     """Share of all steps over which the rate rises from zero to its peak."""
 
+    warmup_steps: Natural | None = None
+    """Steps over which it rises, instead of a share of them."""
+
     final: Share = 0.1
     """Share of the peak rate that is left at the last step."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further settings of that schedule: `wsd` has `decay`, a share of all steps, and its `shape`."""
 
 
 class DataConfig(Settings):
@@ -178,6 +252,9 @@ class DataConfig(Settings):
 
     special_tokens: Names = (END_OF_TEXT,)
     """Texts that become one token each and that nothing is merged across."""
+
+    documents: Literal["joined", "packed"] = "joined"
+    """`joined` reads on across the end of a document, `packed` lets attention see a token's own document only."""
 
     sample_bytes: Count = 6_000_000
     """Size in bytes of the built-in corpus, when `dataset` is `sample` and it has to be written."""
@@ -202,6 +279,36 @@ class SamplingConfig(Settings):
     """Further registered samplers with their settings, applied last; a temperature of 0 overrules all."""
 
 
+def _check_duration(text: str) -> str:
+    match = _DURATION.fullmatch(text)
+    if match is None or not any(int(number or 0) for number in match.groups()):
+        raise ConfigError(f"`max_time` (`{text}`) is not a duration", hint="write it as `90s`, `10m` or `1h30m`")
+    return text
+
+
+_DURATION = re.compile(r"(?=.)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+Duration = Annotated[str, AfterValidator(_check_duration)]
+
+
+class AnomalyConfig(Settings):
+    """What happens when the numbers of a step say that training has gone wrong."""
+
+    policy: Literal["stop", "skip", "rollback"] = "stop"
+    """`stop` ends the run; `skip` leaves out that update, and waits for the GPU; `rollback` leaves out that batch."""
+
+    spike: NonNegative = Field(default_factory=lambda values: 0.0 if values.get("policy", "stop") == "stop" else 10.0)
+    """Spreads above the recent median of loss or norm that are a spike, 0 for none; by default 10, with `stop` 0."""
+
+    window: Annotated[int, Field(ge=8)] = 100
+    """Steps that a spike is measured against."""
+
+    grace: Natural = 100
+    """First steps of a run, in which nothing is called a spike."""
+
+    repeats: Count = 5
+    """Updates skipped in a row, or rollbacks to one checkpoint, after which the run ends all the same."""
+
+
 class TrainConfig(Settings):
     """One experiment: data, model, optimizer and schedule, and what is recorded on the way."""
 
@@ -223,11 +330,14 @@ class TrainConfig(Settings):
     steps: Count = 1_000
     """Optimizer steps."""
 
+    max_time: Duration | None = None
+    """Time of training, such as `1h30m`, that ends the run if `steps` do not; evaluations come on top."""
+
     batch_size: Count = 64
     """Sequences in one optimizer step."""
 
-    microbatch: Count | None = None
-    """Sequences in one forward and backward pass, for less memory; by default the whole batch."""
+    microbatch: Count | Literal["auto"] | None = None
+    """Sequences in one forward and backward pass, to save memory; `auto` for as many as fit, `null` for all."""
 
     clip: NonNegative = 1.0
     """Largest norm of all gradients together; larger ones are scaled down to it. 0 turns this off."""
@@ -241,8 +351,11 @@ class TrainConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; weights stay float32. `auto` is bfloat16 on CUDA, else float32."""
 
-    compile: bool = False
-    """Compile the model with torch.compile: slower to start, faster to run."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the model with torch.compile: slower to start, faster to run. `auto` does so on CUDA."""
+
+    deterministic: bool = False
+    """Sum in a fixed order on a GPU too, so that equal runs are equal to the bit there as on a CPU; slower."""
 
     eval_every: Count = 250
     """Steps between evaluations; the last step is always evaluated."""
@@ -253,8 +366,8 @@ class TrainConfig(Settings):
     checkpoint_every: Count = 500
     """Steps between checkpoints; the last step is always saved."""
 
-    keep_checkpoints: Count = 1
-    """Latest checkpoints that are kept; the best one is kept besides."""
+    keep_checkpoints: Count = 2
+    """Latest checkpoints that are kept, of which one may be damaged; the best one is kept besides."""
 
     log_every: Count = 10
     """Steps between lines of progress where there is no terminal."""
@@ -267,6 +380,12 @@ class TrainConfig(Settings):
 
     sampling: SamplingConfig = SamplingConfig()
     """How those tokens are chosen."""
+
+    anomaly: AnomalyConfig = AnomalyConfig()
+    """What happens when training goes wrong."""
+
+    verify_steps: Annotated[int, Field(ge=3)] = 12
+    """Steps of the short runs of `--verify-resume`."""
 
     plugins: Names = ()
     """Modules to import first, which may register parts of their own."""
@@ -287,6 +406,9 @@ class TrainConfig(Settings):
             for group in self.optimizer:
                 accepted = [key for key in catalogue("lfs_cli.optimizers", "OPTIMIZERS")[group.name] if key != "lr"]
                 check_options("optimizer", group.name, group.options, accepted)
+            known = catalogue("lfs_cli.optimizers", "SCHEDULES")[self.schedule.name]
+            accepted = [key for key in known if key not in ("steps", "warmup", "final")]
+            check_options("schedule", self.schedule.name, self.schedule.options, accepted)
         return self
 
     @model_validator(mode="after")
@@ -307,9 +429,15 @@ class TrainConfig(Settings):
         return self
 
     @property
+    def max_seconds(self) -> int | None:
+        """Seconds in `max_time`."""
+        match = _DURATION.fullmatch(self.max_time or "")
+        return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else None
+
+    @property
     def passes_size(self) -> int:
-        """Sequences in one forward and backward pass."""
-        return self.microbatch or self.batch_size
+        """Sequences in one forward and backward pass; where they are yet to be chosen, the whole batch."""
+        return self.microbatch if isinstance(self.microbatch, int) else self.batch_size
 
     @property
     def batch_tokens(self) -> int:
@@ -372,6 +500,38 @@ class TokenizeConfig(Settings):
     workers: Natural = 0
     """Threads; 0 takes one for each core."""
 
+    max_words: Count | None = None
+    """Different words that learning keeps in memory; when a text has more, rare ones are dropped. `null` keeps all."""
+
+    sample_bytes: Count | None = None
+    """Bytes of the training text to learn on, taken evenly from all of it; `null` takes the whole text (`--sample`)."""
+
+    text: str | None = None
+    """Text whose tokens are shown, instead of encoding a dataset."""
+
+    file: str | None = None
+    """File whose tokens are shown, instead of encoding a dataset; `-` reads standard input."""
+
+    compare: str | None = None
+    """Folder or file of another tokenizer, to compare on `text`, `file` or the validation text of `dataset`."""
+
+    export: Literal["gpt2", "huggingface", "tiktoken"] | None = None
+    """Format in which to write the tokenizer for other libraries, instead of encoding a dataset."""
+
+    out: str | None = None
+    """Folder that `export` writes to; by default one named after tokenizer and format, in the current folder."""
+
+    @model_validator(mode="after")
+    def _one_task(self) -> "TokenizeConfig":
+        if self.text is not None and self.file is not None:
+            raise ConfigError("`text` and `file` are both given", hint="name one text to show")
+        for name in ("text", "file", "compare"):
+            if self.export is not None and getattr(self, name) is not None:
+                raise ConfigError(f"`export` and `{name}` are both given", hint="do one after the other")
+        if self.out is not None and self.export is None:
+            raise ConfigError("`out` is given without `export`", hint="name a format: `--export huggingface`")
+        return self
+
     @model_validator(mode="after")
     def _vocabulary_fits(self) -> "TokenizeConfig":
         if any(not special for special in self.special_tokens):
@@ -389,58 +549,135 @@ class TokenizeConfig(Settings):
 
 
 class AttentionBench(Settings):
-    """`lfs bench attention`: time and memory of the attention backends."""
+    """`lfs bench attention`: time, memory and accuracy of implementations of attention."""
 
-    seq: Counts = ()
+    preset: Literal["none", "cs336", "leaderboard", "shapes", "memory"] = "none"
+    """Shapes with a name, in place of `seq` to `window`: `cs336` (both grids of its assignment 2), `leaderboard` (that
+    of its contest), `shapes` (six of training) or `memory` (up to 65,536 positions)."""
+
+    seq: Grid = ()
     """Sequence lengths (T); by default 1024 to 16384 on a GPU, 256 to 1024 elsewhere."""
 
-    batch: Count = 1
-    """Sequences (B)."""
+    batch: Annotated[Grid, Field(min_length=1)] = (1,)
+    """Sequences (B), one or several."""
 
-    heads: Count = 16
-    """Query heads (H)."""
+    heads: Annotated[Grid, Field(min_length=1)] = (16,)
+    """Query heads (H), one or several."""
 
-    kv_heads: Count = Field(default_factory=lambda values: values.get("heads", 1))
-    """Key/value heads (G); the default is `heads`."""
+    kv_heads: Grid = ()
+    """Key/value heads (G), one or several; by default as many as query heads."""
 
-    head_dim: Count = 64
-    """Channels per head (D)."""
+    head_dim: Annotated[Grid, Field(min_length=1)] = (64,)
+    """Channels per head (D), one or several."""
+
+    dtypes: Annotated[tuple[Literal["float32", "bfloat16", "float16"], ...], Field(strict=False)] = ()
+    """Types of the numbers, when several are to be compared; by default that of `dtype`."""
 
     causal: bool = True
     """Let each position see only those before it."""
 
-    backends: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("standard", "flash", "torch")
-    """What to time: registered backends, and `torch` for torch's own scaled_dot_product_attention, the baseline."""
+    window: Natural = 0
+    """Keys that each query sees, its own the last of them; 0 is all. Needs `causal`."""
+
+    passes: Annotated[tuple[Literal["forward", "backward", "both"], ...], Field(strict=False, min_length=1)] = (
+        "forward",
+        "backward",
+        "both",
+    )
+    """What is timed. `both` is a forward and a backward pass one after the other."""
+
+    implementations: Names = ()
+    """What to time: registered backends of `model.attention`, and those of other libraries. By default the fastest that
+    this machine may have, and `standard`."""
+
+    tune: bool = False
+    """Search for faster tiles of our kernels in place of a comparison. Needs a GPU."""
+
+    plot: str | None = None
+    """File to draw the results in: `.svg`, `.png`, `.pdf` or `.html`."""
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> "AttentionBench":
-        if self.heads % self.kv_heads:
-            fitting = max(n for n in range(1, min(self.heads, self.kv_heads) + 1) if self.heads % n == 0)
+    def _fits_together(self) -> "AttentionBench":
+        shape = ("seq", "batch", "heads", "kv_heads", "head_dim", "causal", "window")
+        given = [name for name in shape if getattr(self, name) != type(self).model_fields[name].default]
+        if self.preset != "none" and given:
             raise ConfigError(
-                f"`attention.heads` ({self.heads}) is not a multiple of `attention.kv_heads` ({self.kv_heads})",
-                hint=f"set `attention.kv_heads` to {fitting}",
+                f"`attention.preset` and `attention.{given[0]}` both set the shapes",
+                hint=f"leave out one of them, such as `attention.{given[0]}`",
             )
+        if self.plot is not None and not self.plot.lower().endswith((".svg", ".png", ".pdf", ".html")):
+            raise ConfigError(
+                f"`attention.plot` (`{self.plot}`) does not say what to draw",
+                hint="end its name in .svg, .png, .pdf or .html",
+            )
+        if self.plot is not None and self.tune:
+            raise ConfigError("`attention.tune` makes no picture", hint="leave out `attention.plot`")
+        if self.window and not self.causal:
+            raise ConfigError("`attention.window` is for causal attention only", hint="set `attention.causal` to true")
+        for heads, groups in product(self.heads, self.kv_heads):
+            if heads % groups:
+                fitting = max(n for n in range(1, min(heads, groups) + 1) if heads % n == 0)
+                raise ConfigError(
+                    f"`attention.heads` ({heads}) is not a multiple of `attention.kv_heads` ({groups})",
+                    hint=f"set `attention.kv_heads` to {fitting}",
+                )
         return self
 
 
 class TokenizerBench(Settings):
-    """`lfs bench tokenizer`: speed of learning and encoding."""
+    """`lfs bench tokenizer`: speed and memory of learning, encoding and writing shards, beside other libraries."""
 
     dataset: str = "sample"
     """Dataset whose training text is used; `sample` is made on the spot when it is not there."""
 
-    text_bytes: Count = 10_000_000
-    """Bytes of it that are used. From 8 MB on, lfs uses its compiled loops."""
+    file: str | None = None
+    """Text file to use instead of a dataset."""
 
-    vocab_size: Annotated[int, Field(ge=257)] = 1_000
-    """Tokens to learn."""
+    text_bytes: Count = 10_000_000
+    """Bytes of it that are used."""
+
+    vocab_size: Annotated[int, Field(ge=257)] = 10_000
+    """Tokens to learn, and those of the vocabulary that all encoders get."""
+
+    tokenizer: str | None = None
+    """Folder or file of another vocabulary for the encoders."""
+
+    tasks: Annotated[tuple[Literal["learn", "encode", "shard"], ...], Field(strict=False, min_length=1)] = (
+        "learn",
+        "encode",
+        "shard",
+    )
+    """What to time: learning, encoding texts in memory, turning a file into a file of ids."""
+
+    peers: Annotated[
+        tuple[Literal["tiktoken", "tokenizers", "rustbpe", "gigatoken", "fastokens"], ...], Field(strict=False)
+    ] = ("gigatoken", "fastokens", "tiktoken", "tokenizers", "rustbpe")
+    """Libraries to compare with, those of them that are installed."""
+
+    threads: Counts = ()
+    """Numbers of threads; by default 1 and one for each core."""
+
+    plot: str | None = None
+    """File to draw the results in: `.html`, `.svg` or `.png`."""
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "TokenizerBench":
+        if self.plot is not None and not self.plot.lower().endswith((".html", ".svg", ".png")):
+            raise ConfigError(
+                f"`tokenizer.plot` (`{self.plot}`) does not say what to draw",
+                hint="end its name in .svg, .png or .html",
+            )
+        return self
 
 
 class ModelBench(Settings):
-    """`lfs bench model`: time of forward, backward and optimizer step."""
+    """`lfs bench model`: time and memory of a training step, by its parts."""
 
-    sizes: Annotated[tuple[Literal["tiny", "small", "medium", "large", "xl", "2.7b"], ...], Field(strict=False)] = ()
-    """Sizes of CS336's table, and `tiny`, which fits any laptop; by default all of the table on a GPU, else `tiny`."""
+    sizes: Annotated[
+        tuple[Literal["tiny", "small", "medium", "large", "xl", "2.7b", "10b"], ...], Field(strict=False)
+    ] = ()
+    """Sizes of CS336's table, `tiny`, which fits any laptop, and `10b`; by default all of the table on a GPU, else
+    `tiny`."""
 
     seq: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
     """Sequence lengths (T); by default 512 on a GPU, 64 elsewhere."""
@@ -454,8 +691,42 @@ class ModelBench(Settings):
     attention: str = "auto"
     """Attention backend."""
 
+    parts: Annotated[tuple[StepPart, ...], Field(strict=False)] = ()
+    """What is timed; by default all. `inference` keeps nothing for backward, `step` is all of training."""
+
+    precisions: Annotated[tuple[Literal["float32", "tf32", "bfloat16", "float16"], ...], Field(strict=False)] = ()
+    """Types of the matrix products to compare, ratios to the first; by default that of `dtype`."""
+
     compile: bool = False
     """Also compile the model with torch.compile."""
+
+    kernels: bool = False
+    """Profile one more step, and tell its time by module, phase and kernel."""
+
+    memory: bool = False
+    """Profile one more step, and tell what is in its memory over its time."""
+
+    plot: str | None = None
+    """File to draw the memory of that step in: `.svg`, `.png`, `.pdf` or `.html`."""
+
+    profile: str | None = None
+    """Folder for a Chrome trace of that step, and on CUDA a snapshot of its memory."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ModelBench":
+        if self.plot is not None and not self.plot.lower().endswith((".svg", ".png", ".pdf", ".html")):
+            raise ConfigError(
+                f"`model.plot` (`{self.plot}`) does not say what to draw",
+                hint="end its name in .svg, .png, .pdf or .html",
+            )
+        for name in ("parts", "precisions"):
+            values = getattr(self, name)
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ConfigError(
+                    f"`model.{name}` has `{twice[0]}` twice", hint="name each once: every run is repeated anyway"
+                )
+        return self
 
 
 class OptimizerBench(Settings):
@@ -466,6 +737,44 @@ class OptimizerBench(Settings):
 
     parameters: Counts = ()
     """Weights to update; by default 1M and 10M on a CPU, 100M on a GPU."""
+
+
+class KernelsBench(Settings):
+    """`lfs bench kernels`: fused kernels beside eager PyTorch and torch.compile."""
+
+    names: Annotated[tuple[KernelName, ...], Field(strict=False)] = ()
+    """Kernels to time; by default all."""
+
+    rows: Natural = 0
+    """Rows, or tokens, of the inputs; 0 takes 32,768 on a GPU and 256 elsewhere."""
+
+    width: Count = 768
+    """Channels of a row, a multiple of 64: rotary positions see heads of 64."""
+
+    vocab_size: Annotated[int, Field(ge=2)] = 50_304
+    """Vocabulary of the head with its loss (V); at most 4,096 without a GPU."""
+
+    weights: Natural = 0
+    """Weights that AdamW moves; 0 takes 124M on a GPU and 1M elsewhere."""
+
+    passes: Annotated[tuple[Literal["forward", "backward", "both"], ...], Field(strict=False, min_length=1)] = (
+        "forward",
+        "backward",
+        "both",
+    )
+    """What is timed. `both` is a forward and a backward pass one after the other."""
+
+    compile: bool | Literal["auto"] = "auto"
+    """Also time torch.compile; `auto` does so on CUDA."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "KernelsBench":
+        if self.width % 64:
+            raise ConfigError(
+                f"`kernels.width` ({self.width}) is not a multiple of 64",
+                hint=f"set `kernels.width` to {-(-self.width // 64) * 64}",
+            )
+        return self
 
 
 class GenerationBench(Settings):
@@ -522,6 +831,9 @@ class BenchConfig(Settings):
     optimizer: OptimizerBench = OptimizerBench()
     """Settings of `lfs bench optimizer`."""
 
+    kernels: KernelsBench = KernelsBench()
+    """Settings of `lfs bench kernels`."""
+
     generation: GenerationBench = GenerationBench()
     """Settings of `lfs bench generation`."""
 
@@ -531,9 +843,20 @@ class BenchConfig(Settings):
             known = ", ".join(sorted(catalogue("lfs_cli.benchmarks", "BENCHMARKS")))
             raise ConfigError("no benchmark is named", hint=f"choose one of: {known}")
         check_registered("benchmark", "lfs_cli.benchmarks", "BENCHMARKS", self.benchmark)
-        for backend in (*self.attention.backends, self.model.attention):
-            if backend not in ("torch", "auto"):
-                check_registered("attention backend", "lfs_cli.model", "ATTENTION", backend)
+        ours = catalogue("lfs_cli.model", "ATTENTION")
+        implementations = [*catalogue("lfs_cli.benchmarks", "IMPLEMENTATIONS"), *ours]
+        for name in self.attention.implementations:
+            if name not in implementations:
+                raise ConfigError(
+                    f"unknown implementation of attention `{name}`", hint=did_you_mean(name, implementations)
+                )
+        if self.benchmark == "model" and self.dtype != "auto" and self.model.precisions:
+            raise ConfigError(
+                "`dtype` and `model.precisions` both set the type of the numbers",
+                hint="leave out one of them, such as `dtype`",
+            )
+        if self.model.attention not in ("torch", "auto"):
+            check_registered("attention backend", "lfs_cli.model", "ATTENTION", self.model.attention)
         for name in self.optimizer.names:
             check_registered("optimizer", "lfs_cli.optimizers", "OPTIMIZERS", name)
         return self
@@ -593,3 +916,6 @@ class ReportConfig(Settings):
 
     runs: Names = ()
     """Runs to compare; none shows all of them."""
+
+    plot: str | None = None
+    """File to draw their validation losses in, over time and tokens: `.svg`, `.png`, `.pdf` or `.html`."""

@@ -7,7 +7,6 @@
 An empty prompt starts a new text: it stands for the token `<|endoftext|>`, after which every text began in training.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ import torch
 from lfs_cli.config import GenerateConfig, SamplingConfig, load_config
 from lfs_cli.config.schema import END_OF_TEXT
 from lfs_cli.errors import CheckpointError, ConfigError, did_you_mean
+from lfs_cli.files import read_json, read_name
 from lfs_cli.generation.decode import generate_tokens, products_in, window_start
 from lfs_cli.model import Transformer, load_model
+from lfs_cli.model.checksums import CHECKSUMS, verify_checksums
 from lfs_cli.model.device import choose_device, choose_dtype
 from lfs_cli.tokenizer import Tokenizer
 
@@ -135,13 +136,16 @@ class LanguageModel:
             checkpoint: Which one of a run: `best`, `latest` or the name of its folder.
 
         Raises:
-            CheckpointError: When there is no such checkpoint, it is incomplete or its parts do not belong together.
+            CheckpointError: When there is no such checkpoint, it is incomplete or damaged, or its parts do not belong
+                together.
             DeviceError: When this machine does not have the device.
         """
         folder = find_checkpoint(Path(path), checkpoint)
         place = choose_device(device)
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         _check_tokenizer(folder, tokenizer)
+        if (folder / CHECKSUMS).is_file():  # a folder that `save_model` wrote has none
+            verify_checksums(folder, CHECKPOINT_FILES)
         model = load_model(folder, place, choose_dtype(dtype, place))
         return cls(model.eval(), tokenizer)
 
@@ -305,8 +309,8 @@ def _named_checkpoint(checkpoints: Path, checkpoint: str) -> Path:
     wanted = [checkpoint, "latest"] if checkpoint == "best" else [checkpoint]
     for name in wanted:
         pointer = checkpoints / name
-        target = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else name
-        if target in names:
+        target = read_name(pointer) if pointer.is_file() else name
+        if target in names:  # so that no pointer leads out of the folder
             return checkpoints / target
     if checkpoint in {"best", "latest"}:
         return checkpoints / names[-1]
@@ -321,8 +325,8 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     if not state.is_file():
         return
     try:
-        trained_with = json.loads(state.read_text(encoding="utf-8")).get("tokenizer_hash", tokenizer.hash)
-    except (ValueError, AttributeError):
+        trained_with = read_json(state).get("tokenizer_hash", tokenizer.hash)
+    except (OSError, ValueError, AttributeError):
         raise CheckpointError(f"{state} does not hold a JSON object", hint="choose another checkpoint") from None
     if trained_with != tokenizer.hash:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 Whatever is refused leaves the folder as it was, byte for byte.
 """
 
+import base64
 import json
 import random
 import re
@@ -90,6 +91,7 @@ def the_run() -> Path:
 def other_tokenizer(place: Path) -> None:
     """Put a whole tokenizer of the same size there, which is not the one that the model was trained with."""
     tree = json.loads(place.read_text())
+    del tree["model"]["checksum"]  # as others write it
     vocab = tree["model"]["vocab"]
     first, second = list(vocab)[:2]
     vocab[first], vocab[second] = vocab[second], vocab[first]
@@ -100,6 +102,14 @@ def tokenize_anew() -> None:
     """Let the sample have another tokenizer than the one that the run was trained with."""
     put("data/raw/sample/train.txt", "another text, which gives other pairs. " * 400)
     assert lfs("tokenize", "sample", "--vocab", "300").exit_code == 0
+
+
+def tokenize_with(pattern: str) -> None:
+    """Let the sample have a newer tokenizer with another pattern."""
+    assert lfs("tokenize", "sample", "--vocab", "300", "--pattern", pattern).exit_code == 0
+
+
+RANKS = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -431,6 +441,76 @@ CASES = {
         "`Once` is more than `lfs generate` takes",
         "`lfs generate --prompt Once`",
         "generate --prompt Once",
+    ),
+    "ranks that tell no pattern": Case(
+        "tokenize --tokenizer mine.tiktoken --text Once",
+        1,
+        "`mine.tiktoken` does not say how text is cut into words",
+        "`lfs tokenize --tokenizer mine.tiktoken --pattern cl100k --export huggingface`",
+        "tokenize --tokenizer mine.tiktoken --pattern cl100k --export huggingface",
+        prepare=lambda: put("mine.tiktoken", RANKS),
+    ),
+    "ranks that are damaged": Case(
+        "tokenize --tokenizer cl100k_base.tiktoken --text Once",
+        1,
+        "line 256 of `cl100k_base.tiktoken` is not a token in base64 and its rank: `/w==`",
+        "fetch the file again, or learn a tokenizer with `lfs tokenize`",
+        "tokenize sample --vocab 300",
+        prepare=lambda: put("cl100k_base.tiktoken", RANKS[:-5]),
+    ),
+    "a pattern that a format cannot hold": Case(
+        "tokenize sample --export gpt2",
+        1,
+        "GPT-2's files have no place for the pattern `o200k`",
+        "`--export huggingface`",
+        "tokenize sample --export huggingface",
+        prepare=lambda: tokenize_with("o200k"),
+    ),
+    "exporting onto itself": Case(
+        "tokenize sample --export huggingface --out data/tokenizers/sample-300",
+        1,
+        "`data/tokenizers/sample-300` is where the tokenizer comes from",
+        "name another folder with `--out`",
+        "tokenize sample --export huggingface --out another",
+    ),
+    "misspelled format": Case(
+        "tokenize sample --export hugging-face",
+        2,
+        "`export` cannot be",
+        "huggingface",
+        "tokenize sample --export huggingface",
+    ),
+    "a size that is none": Case(
+        "tokenize sample --vocab 300 --sample 2,5GB",
+        2,
+        "`--sample 2,5GB` is not a size",
+        "`--sample 2GB`",
+        "tokenize sample --vocab 300 --sample 2GB",
+    ),
+    "text and file": Case(
+        "tokenize --text Once --file tiny.json",
+        2,
+        "`text` and `file` are both given",
+        "name one text to show",
+        "tokenize --file tiny.json",
+    ),
+    "a file that is not there": Case(
+        "tokenize --file tinny.json", 1, "no file `tinny.json`", "check the path", "tokenize --file tiny.json"
+    ),
+    "a tokenizer to compare with that is not there": Case(
+        "tokenize --compare data/tokenizers",
+        1,
+        "no tokenizer in `data/tokenizers`",
+        "it should hold `tokenizer.json`",
+        "tokenize --compare data/tokenizers/sample-300",
+    ),
+    "a picture of no known kind": Case(
+        "bench tokenizer --plot speeds.jpg --vocab 270",
+        2,
+        "does not say what to draw",
+        "end its name in .svg, .png or .html",
+        "bench tokenizer --plot speeds.svg --vocab 270 --file tiny.json --threads 1 --repeats 1 --peer tokenizers "
+        "--set 'tokenizer.tasks=[\"shard\"]'",
     ),
     "unknown benchmark": Case(
         "bench optimiser --size 600 --repeats 1",

@@ -78,6 +78,8 @@ def test_comparing_two_runs(runs: Path) -> None:
         {"axis": "step", "at": 4, "first-aaaa": 2.25, "second-bbbb": 1.25},
     ]
     assert {row["axis"] for row in shown["losses"]} == {"step", "tokens", "seconds"}
+    assert shown["unit"] == "nats per token"
+    assert shown["costs"][0] == {"axis": "step", "loss": 2.25, "first-aaaa": 4, "second-bbbb": 2}
     assert (runs / "output.md").read_text().count("third-cccc") == 1
 
 
@@ -90,6 +92,23 @@ def test_compared_runs_get_a_page_each(runs: Path) -> None:
     assert "second-bbbb: validation" in page
 
 
+def test_the_picture_of_runs(runs: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = runs / "race.svg"
+    result = lfs("first", "second", "--plot", str(picture))
+    assert f"and {picture}" in result.stderr
+    assert picture.read_text().count("<svg") == 1
+    shown = json.loads(lfs("--json", "--plot", str(picture)).stdout)
+    assert shown["plot"] == str(picture)
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_written(runs: Path) -> None:
+    result = lfs("--plot", "race.docx")
+    assert result.exit_code == 2
+    assert "hint: end its name in .svg" in result.stderr
+    assert not (runs / "output.md").exists()
+
+
 def test_pages_are_written_again_when_a_run_went_on(runs: Path) -> None:
     assert len(json.loads(lfs("--json").stdout)["pages"]) == 3
     assert json.loads(lfs("--json").stdout)["pages"] == []
@@ -97,7 +116,7 @@ def test_pages_are_written_again_when_a_run_went_on(runs: Path) -> None:
 
 def test_a_pipe_gets_tab_separated_blocks(runs: Path) -> None:
     blocks = lfs("first", "second", "--quiet").stdout.split("\n\n")
-    assert [block.split("\t")[0].split("\n")[0] for block in blocks] == ["timestamp", "setting", "axis"]
+    assert [block.split("\t")[0].split("\n")[0] for block in blocks] == ["timestamp", "setting", "axis", "axis"]
 
 
 def test_broken_runs_are_named_and_never_crash(runs: Path) -> None:

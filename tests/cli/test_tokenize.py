@@ -191,7 +191,7 @@ def test_a_file_that_is_no_text_is_refused(data_folder: Path, train: bytes, mess
     assert result.exit_code == 1
     assert message.format(path) in result.stderr
     assert "\nhint: " in result.stderr
-    assert not (data_folder / "tokens").exists()
+    assert not list(data_folder.glob("tokens/*"))
 
 
 @pytest.mark.parametrize(

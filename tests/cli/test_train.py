@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lfs_cli.cli.app import app
+from lfs_cli.config import TrainConfig, load_config
+from lfs_cli.corpus.batches import BatchesOnDevice
+from lfs_cli.runs import setup
+from lfs_cli.runs.folder import RunFolder
 
 TINY = {
     "name": "tiny",
@@ -102,9 +107,7 @@ def test_what_would_break_a_resumed_run_is_refused(tiny: Path, data_folder: Path
     train_json(tiny)
     result = lfs("train", "--resume", "last", "--set", override)
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        f"error: `{override.split('.')[0].split('=')[0]}` cannot change when a run goes on\n"
-    )
+    assert result.stderr.startswith(f"error: `{override.split('=')[0]}` cannot change when a run goes on: it was `")
 
 
 def test_microbatches_give_the_same_losses(tiny: Path, data_folder: Path) -> None:
@@ -114,11 +117,21 @@ def test_microbatches_give_the_same_losses(tiny: Path, data_folder: Path) -> Non
         assert first == pytest.approx(second, rel=1e-5)
 
 
+def test_a_text_that_lies_on_the_device_gives_the_same_losses(
+    tiny: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = records(Path(train_json(tiny)["rows"][0]["run"]), "step")
+    monkeypatch.setattr(setup, "_on_gpu", lambda batches, device: BatchesOnDevice(batches, device))
+    quick = records(Path(train_json(tiny)["rows"][0]["run"]), "step")
+    assert [line["loss"] for line in quick] == [line["loss"] for line in plain]
+
+
 def test_the_best_and_the_last_checkpoint_are_kept(tiny: Path, data_folder: Path) -> None:
     settings = [
         "steps=8",
         "eval_every=1",
         "checkpoint_every=1",
+        "keep_checkpoints=1",
         "optimizer.0.lr=3",
         "sample_tokens=0",
         "schedule.warmup=0",
@@ -136,7 +149,42 @@ def test_a_dry_run_prints_the_cost_and_makes_nothing(tiny: Path, data_folder: Pa
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)["rows"][0]
     assert facts["tokens"] == 4 * 4 * 16
-    assert {"parameters", "flops_per_token", "weight_bytes", "activation_bytes", "seconds", "device"} <= set(facts)
+    assert facts["peak_bytes"] == facts["weight_bytes"] + facts["optimizer_bytes"] + facts["step_bytes"]
+    assert facts["optimizer_bytes"] == 2 * facts["weight_bytes"] == 8 * facts["parameters"]
+    assert facts["fits"] is True
+    assert facts["basis"] == "measured"
+    assert facts["seconds"] == pytest.approx(4 * facts["step_seconds"])
+    assert not data_folder.exists()
+
+
+def test_a_dry_run_knows_that_time_may_end_a_run_first(tiny: Path) -> None:
+    words = ["train", tiny, "--dry-run", "--on", "H100", "--set", "device=auto", "--set", "steps=1000000"]
+    whole, short = (json.loads(lfs(*words, *more, "--json").stdout)["rows"][0] for more in ((), ("--max-time", "90s")))
+    assert whole["steps"] == 1_000_000
+    assert short["steps"] == round(90 / whole["step_seconds"])
+    assert short["tokens"] == 4 * 16 * short["steps"]
+    assert short["seconds"] == pytest.approx(90, rel=0.01)
+    result = lfs(*words, "--max-time", "90s")
+    assert f"\nsteps\tabout {short['steps']:,} of 1,000,000\n" in result.stdout
+    assert "1m 30s, which is the `max_time`\n" in result.stdout
+
+
+def test_a_dry_run_for_a_gpu_by_name_says_what_fits(tiny: Path, data_folder: Path) -> None:
+    words = ["train", tiny, "--dry-run", "--set", "device=auto", "--set", "batch_size=4194304", "--on"]
+    result = lfs(*words, "l4", "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)["rows"][0]
+    assert (facts["device"], facts["fits"], facts["basis"]) == ("L4", False, "roofline")
+    assert facts["room_bytes"] == pytest.approx(0.9 * 24 * 2**30, rel=1e-6)
+    most = facts["largest_microbatch"]
+
+    result = lfs(*words, "NVIDIA L4", "--set", "microbatch=auto")
+    assert result.exit_code == 0, result.stderr
+    assert f"\nsequences at once\t{most:,} of 4,194,304\n" in result.stdout
+    assert re.search(r"\nfits\tyes: [\d.]+ GB of 23\.2 GB\n", result.stdout)
+    assert "`--on`, on a machine that has L4" in result.stderr
+    result = lfs(*words, "l4", "--set", f"microbatch={2 * most}")
+    assert f" of 23.2 GB; at most {most:,} at once\n" in result.stdout
     assert not data_folder.exists()
 
 
@@ -191,6 +239,10 @@ ERRORS = [
         "plugin `no_such_module` cannot be imported",
         "module",
     ),
+    (["train", "TINY", "--on", "H100"], 2, "`--on` foresees a run and starts none", "add `--dry-run`"),
+    (["train", "config.json", "--dry-run", "--on", "h20"], 2, "unknown GPU `h20`", "did you mean `H200`?"),
+    (["train", "TINY", "--dry-run", "--on", "H100"], 2, "`device` is `cpu`", "add `--set device=auto`"),
+    (["train", "config.json", "--dry-run", "--on", "L4", "--set", "dtype=float32"], 2, "`dtype`", "--set dtype=auto"),
     (["train", "TINY", "--set", "sample_prompt=" + "long " * 40], 2, "`sample_prompt` has", "shorten it"),
     (["train", "TINY", "--set", "model.context_length=50000"], 1, "50,000", ""),
 ]
@@ -246,3 +298,132 @@ def test_a_signal_finishes_the_step_and_names_the_checkpoint(
     assert json.loads((run / "result.json").read_text())["status"] == "stopped"
     assert run.name in (data_folder / "output.md").read_text()
     assert "\t" in stdout
+
+
+def test_max_time_is_a_short_name_of_a_setting(tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny, "--max-time", "1s", "--set", "steps=100000000", "--set", "eval_every=100000000")
+    assert result.exit_code == 0, result.stderr
+    run = RunFolder(*(data_folder / "runs").iterdir())
+    assert '"max_time": "1s"' in run.config.read_text()
+    assert re.search(r"step 1/100,000,000 .* [01]\.\ds left", result.stderr)
+    assert json.loads(run.result.read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("text", ["", "10", "1h 30m", "m", "-5s", "1.5h", "0s", "5m3h"])
+def test_what_is_no_duration_is_refused(text: str, tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny, "--max-time", text)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: `max_time` (`{text}`) is not a duration\n\nhint: write it as `90s`, `10m` or `1h30m`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h1s", 3601), (None, None)]
+)
+def test_a_duration_is_so_many_seconds(text: str | None, seconds: int | None) -> None:
+    assert load_config(TrainConfig, options={"max_time": text}).max_seconds == seconds
+
+
+def test_verify_resume_shows_what_was_compared_and_keeps_nothing(tiny: Path, data_folder: Path) -> None:
+    result = lfs("train", tiny, "--verify-resume", "--json")
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert (shown["steps"], shown["is_equal"]) == (12, True)
+    assert [row["different"] for row in shown["rows"]] == [0] * 6
+    assert "a run of 12 steps with two stops ends bit for bit like one without" in result.stderr
+    assert not (data_folder / "runs").exists()
+    assert not (data_folder / "output.md").exists()
+
+
+def test_a_resumed_run_that_differs_is_an_error(tiny: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lfs_cli.runs import resume
+
+    def forget(config, folder, setup, progress, observer) -> None:
+        setup.model.norm.weight.data += 1e-7
+        plain(config, folder, setup, progress, observer)
+        setup.model.embedding.weight.data[0, 0] += 1
+
+    plain = resume.load_checkpoint
+    monkeypatch.setattr(resume, "load_checkpoint", forget)
+    result = lfs("train", tiny, "--verify-resume")
+    assert result.exit_code == 1
+    assert "error: a resumed run ends otherwise: weights differ, first `" in result.stderr
+    assert result.stdout.splitlines()[1].startswith("weights\t")
+
+
+def test_divergence_is_a_result_and_an_error(tiny: Path, data_folder: Path) -> None:
+    words = ["--set", "optimizer.0.name=sgd", "--set", "optimizer.0.lr=1e38", "--set", "clip=0"]
+    result = lfs("train", tiny, *words, "--json")
+    assert result.exit_code == 1
+    shown = json.loads(result.stdout)
+    assert shown["status"] == "diverged"
+    assert re.match(r"error: \w+ is not a number at step \d; first to go wrong: ", result.stderr.splitlines()[-3])
+    assert "| diverged |" in (data_folder / "output.md").read_text()
+    assert "diverged" in lfs("report").stdout
+
+
+def test_a_change_on_resume_is_shown(tiny: Path, data_folder: Path) -> None:
+    train_json(tiny)
+    result = lfs("train", "--resume", "last", "--set", "steps=5")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith(
+        "`steps` is `5` from here on, and was `4`: the weights will not be those of the run as it began\n"
+    )
+
+
+def test_a_damaged_checkpoint_is_warned_of(tiny: Path, data_folder: Path) -> None:
+    run = Path(train_json(tiny)["rows"][0]["run"])
+    weights = run / "checkpoints" / "step-000004" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert "model.safetensors is damaged" in lfs("generate", "--prompt", "Once", "--run", run.name).stderr
+    result = lfs("train", "--resume", "last", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"warning: {weights} is damaged: its SHA-256 is not the one in SHA256SUMS; "
+        "it is now damaged-step-000004, and the run goes on from step 2\n"
+    )
+
+
+def test_two_trainings_of_one_run_do_not_meet(tiny: Path, data_folder: Path) -> None:
+    process = start(tiny, "--set", "steps=100000", "--set", "eval_every=100000", "--set", "checkpoint_every=5")
+    wait_for(lambda: list(data_folder.glob("runs/*/checkpoints/step-*")))
+    result = lfs("train", "--resume", "last")
+    assert result.exit_code == 1
+    assert f"is being trained by another process ({process.pid})\n\nhint: " in result.stderr
+    process.kill()
+    process.communicate()
+    run = RunFolder(*(data_folder / "runs").iterdir())
+    last = run.checkpoint_steps()[-1]
+    assert lfs("train", "--resume", "last", "--set", f"steps={last + 2}", "--quiet").exit_code == 0
+
+
+LIMITS = [
+    ("RLIMIT_FSIZE", 20_000, "File too large"),  # a checkpoint's tensors are larger than that
+    ("RLIMIT_NOFILE", 3, "Too many open files"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
+@pytest.mark.parametrize(("name", "limit", "reason"), LIMITS, ids=[row[0] for row in LIMITS])
+def test_a_limit_of_the_system_is_one_error(name: str, limit: int, reason: str, tiny: Path, data_folder: Path) -> None:
+    train_json(tiny)
+    run = RunFolder(*(data_folder / "runs").iterdir())
+    script = (
+        "import resource, sys\nfrom lfs_cli.cli.app import main\nfrom lfs_cli.runs import recorder\n"
+        "plain = recorder.Recorder.take\n"
+        "def take(self, step, *rest):\n"
+        f"    if step == 5: resource.setrlimit(resource.{name}, ({limit}, {limit}))\n"
+        "    plain(self, step, *rest)\n"
+        "recorder.Recorder.take = take\n"
+        f"sys.argv = ['lfs', 'train', '--resume', {run.name!r}, '--set', 'steps=8', '--quiet']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert reason in errors[0]
+    assert "Traceback" not in done.stderr
+    assert "\n\nhint: " in done.stderr
+    assert run.checkpoint_steps() == [2, 4]
+    assert lfs("train", "--resume", run.name, "--quiet").exit_code == 0
