@@ -174,9 +174,11 @@ def _set(schema: type[Settings], tree: dict[str, Any], name: str, value: Any) ->
                     if place
                     else f"set the whole list, such as `--set '{above}=[\"...\"]'`",
                 )
-            key: Any = int(part)
+            if last:
+                place[int(part)] = value
+            else:
+                place = place[int(part)]
         elif isinstance(place, dict):
-            key = part
             if inside is not None:
                 if part not in inside.model_fields:
                     raise _unknown(schema, inside, ".".join(parts[:depth]), part)
@@ -184,15 +186,15 @@ def _set(schema: type[Settings], tree: dict[str, Any], name: str, value: Any) ->
                 inside = _model_in(field)
                 if part not in place and not last:
                     place[part] = _default_tree(field)
+            if last:
+                place[part] = value
+            else:
+                place = place.setdefault(part, {})
         else:
             raise ConfigError(
                 f"`{'.'.join(parts[:depth])}` is a single value, so `{where}` does not exist",
                 hint=f"set `{'.'.join(parts[:depth])}` itself",
             )
-        if last:
-            place[key] = value
-        else:
-            place = place.setdefault(key, {}) if isinstance(place, dict) else place[key]
 
 
 def _default_tree(field: FieldInfo) -> Any:

@@ -66,11 +66,14 @@ def keep_top_p(logits_BV: Tensor, *, p: float) -> Tensor:
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019 (arXiv:1904.09751), section 3.1.
     """
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
-    for candidates in sorted({min(NUCLEUS, logits_BV.shape[-1]), logits_BV.shape[-1]}):
+    vocab_size = logits_BV.shape[-1]
+    candidates = min(NUCLEUS, vocab_size)
+    while True:
         ranked_BK = logits_BV.topk(candidates, dim=-1).values
         sum_BK = (ranked_BK - total_B1).exp().cumsum(-1)
-        if bool((sum_BK[:, -1] >= p).all()):
+        if candidates == vocab_size or bool((sum_BK[:, -1] >= p).all()):
             break
+        candidates = vocab_size
     count_B1 = ((sum_BK < p).sum(-1, keepdim=True) + 1).clamp(max=candidates)
     return _keep(logits_BV, ranked_BK.gather(-1, count_B1 - 1), count_B1)
 
