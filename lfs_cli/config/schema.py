@@ -146,6 +146,10 @@ class ModelConfig(Settings):
     window_pattern: str = "S"
     """One letter a layer, repeated: `S` has the `window`, `L` sees the whole context, such as `SSSL`."""
 
+    residual_dtype: Literal["float32", "compute"] = "float32"
+    """Numbers that the residual stream is kept in between layers: `float32`, or those of the matrix products, which in
+    bfloat16 halves the memory that norms and sums move. Norms compute in float32 either way."""
+
     checkpointing: Literal["none", "selective", "full"] = "none"
     """What training computes again on the way back, for less memory: nothing, all but matrix products and attention, or
     each block from its input. Losses and gradients are the same to the bit."""

@@ -43,7 +43,7 @@ from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
 from lfs_cli.kernels.reference_attention import document_spans, visible
 from lfs_cli.model.cache import KVCache
-from lfs_cli.model.layers import Linear, softmax
+from lfs_cli.model.layers import Linear, multiply_together, softmax
 from lfs_cli.model.norm import RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.registry import Registry
@@ -366,7 +366,8 @@ class Attention(nn.Module):
         """
         x_BTC = x.reshape(-1, *x.shape[-2:])
         q_BTHD, k_BTGD, v_BTGD = (
-            layer(x_BTC).unflatten(-1, (-1, self.head_dim)) for layer in (self.query, self.key, self.value)
+            channels.unflatten(-1, (-1, self.head_dim))
+            for channels in multiply_together(x_BTC, (self.query, self.key, self.value))
         )
         if self.value_mix is not None and value_BTC is not None:
             own, other = self.value_mix.to(v_BTGD.dtype)

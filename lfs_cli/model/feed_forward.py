@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.model.layers import Linear
+from lfs_cli.model.layers import Linear, multiply_together
 from lfs_cli.registry import Registry
 
 FEED_FORWARDS: Registry[type[nn.Module]] = Registry("feed-forward", room="lfs_cli.model")
@@ -62,7 +62,8 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(silu(self.gate(x)) * self.up(x))
+        gate, up = multiply_together(x, (self.gate, self.up))
+        return self.down(silu(gate) * up)
 
 
 @FEED_FORWARDS.register("silu")

@@ -8,6 +8,7 @@ Initialization, sigma = standard deviation; draws beyond the limits are drawn ag
 Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010, eq. 16.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,37 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T
+
+
+def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
+    """Return what each of several layers makes of the same ``x``: on a GPU in training, by one product for all.
+
+    The matrices are stacked in the type of the products, in the pass that casts them. Backward gains most: one product
+    makes the gradient of ``x``, where several would each write one to be added up.
+
+    Args:
+        x: (..., C).
+        layers: Layers that read C channels.
+
+    Returns:
+        One result for each layer, (..., its channels out): views of one tensor, where there was one product.
+    """
+    if not _pays_to_stack(x):
+        return [layer(x) for layer in layers]
+    dtype = compute_dtype(x)
+    stack = torch.cat([layer.weight.to(dtype) for layer in layers])
+    return (x @ stack.T).split([len(layer.weight) for layer in layers], -1)
+
+
+def _pays_to_stack(x: Tensor) -> bool:
+    """Elsewhere, a copy of the matrices costs more than it saves."""
+    return x.is_cuda and torch.is_grad_enabled()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which matrix products of ``x`` are taken here: its own, or the one that autocast says."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class Embedding(nn.Module):

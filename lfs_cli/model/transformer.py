@@ -15,6 +15,7 @@ Options that speed training up, each off by default and a value in the config:
     embedding_skip     x <- a x + b embedding, at the head of each block, with a = 1 and b = 0 to begin with
     value_embeddings   n more tables of token vectors; the values of block i < n, and of block L - n + i, become
                        a v + b table_i[token], with a = b = 1/2 to begin with
+    residual_dtype     x in the type of the matrix products between layers, not in float32
     window             blocks see the latest positions only (`attention.py`)
 
 A tied head is the embedding itself. Its entries then start from N(0, 1 / C) instead of N(0, 1): what the last norm
@@ -36,7 +37,7 @@ from lfs_cli.model.attention import Attention, resolve_attention
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.checkpointing import checkpointed
 from lfs_cli.model.feed_forward import FEED_FORWARDS
-from lfs_cli.model.layers import Embedding, Linear
+from lfs_cli.model.layers import Embedding, Linear, compute_dtype
 from lfs_cli.model.norm import NORMS
 from lfs_cli.model.rope import RotaryEmbedding
 
@@ -142,6 +143,8 @@ class Transformer(nn.Module):
         if start + T > self.config.context_length:
             raise ValueError(f"{start + T} tokens are more than the model's context of {self.config.context_length}")
         x_BTC = self.embedding(tokens_BT)
+        if self.config.residual_dtype == "compute":
+            x_BTC = x_BTC.to(compute_dtype(x_BTC))
         if self.embedding_norm is not None:
             x_BTC = self.embedding_norm(x_BTC)
         embedding_BTC, values = x_BTC, [table(tokens_BT) for table in self.value_embeddings]

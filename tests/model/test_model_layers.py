@@ -22,6 +22,7 @@ from lfs_cli.model import (
     silu,
     softmax,
 )
+from lfs_cli.model import layers as layers_module
 
 leading = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 few = settings(max_examples=15, deadline=None)
@@ -29,6 +30,39 @@ few = settings(max_examples=15, deadline=None)
 
 def weights_of(module: torch.nn.Module) -> list[Tensor]:
     return [weight.detach() for weight in module.parameters()]
+
+
+@few
+@given(leading=leading, inputs=st.integers(1, 9), outputs=st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_one_product_of_stacked_matrices_is_each_of_theirs(leading, inputs, outputs) -> None:
+    x = torch.randn(*leading, inputs, dtype=torch.float64, requires_grad=True)
+    several = [Linear(inputs, count).double() for count in outputs]
+    wanted = [x, *(layer.weight for layer in several)]
+    found = []
+    for stacks in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers_module, "_pays_to_stack", lambda _x, stacks=stacks: stacks)
+            results = layers_module.multiply_together(x, several)
+        assert [y.shape for y in results] == [(*leading, count) for count in outputs]
+        is_one = len({y.untyped_storage().data_ptr() for y in results}) == 1
+        assert is_one == (stacks or len(several) == 1)
+        loss = sum((y * torch.arange(1.0, y.shape[-1] + 1)).sin().sum() for y in results)
+        found.append([*results, *torch.autograd.grad(loss, wanted)])
+    for separate, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, separate)
+
+
+def test_matrices_are_stacked_in_the_type_of_the_products(monkeypatch) -> None:
+    monkeypatch.setattr(layers_module, "_pays_to_stack", lambda _x: True)
+    several, x = [Linear(8, 3), Linear(8, 5)], torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = layers_module.multiply_together(x, several)
+        separate = [layer(x) for layer in several]
+    assert {y.dtype for y in results} == {torch.bfloat16}
+    for ours, theirs in zip(results, separate, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sum(y.sum() for y in results).backward()
+    assert {layer.weight.grad.dtype for layer in several} == {torch.float32}
 
 
 @few

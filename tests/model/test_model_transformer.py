@@ -52,6 +52,28 @@ def model(request) -> Transformer:
     return model
 
 
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_residual_stream_can_be_kept_in_the_type_of_the_products(changes: dict) -> None:
+    wide, narrow = (build(**changes, residual_dtype=dtype) for dtype in ("float32", "compute"))
+    assert torch.equal(wide.hidden(tokens()), narrow.hidden(tokens()))  # without autocast they are one type
+
+    found = {}
+    for model in (wide, narrow):
+        seen = set()
+        for block in model.blocks:
+            block.register_forward_hook(lambda _block, _inputs, x_BTC, seen=seen: seen.add(x_BTC.dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, tokens(), tokens(seed=2))
+        loss.backward()
+        found[model.config.residual_dtype] = seen, loss.detach(), model.embedding.weight.grad
+    assert found["compute"][0] == {torch.bfloat16}
+    assert found["float32"][0] == {torch.float32}
+    torch.testing.assert_close(found["compute"][1], found["float32"][1], atol=0.05, rtol=0)
+    error = (found["compute"][2] - found["float32"][2]).norm() / found["float32"][2].norm()
+    assert found["compute"][2].dtype == torch.float32
+    assert error < 0.05
+
+
 def test_names_of_the_weights() -> None:
     names = [name for name, _ in build(qk_norm=True).named_parameters()]
 
