@@ -42,6 +42,7 @@ from torch.autograd.function import once_differentiable
 from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
 from lfs_cli.kernels.reference_attention import document_spans, visible
+from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.layers import Linear, multiply_together, softmax
 from lfs_cli.model.norm import RMSNorm
@@ -333,7 +334,7 @@ class Attention(nn.Module):
             _check_mask("standard" if backend == "auto" else backend, has_window=True)
         self.mask = {} if window is None else {"window": window}
         self.head_dim = width // heads
-        self.backend, self.layer, self.rope = backend, layer, rope
+        self.backend, self.layer, self.rope, self.epsilon = backend, layer, rope, epsilon
         kv_width = self.head_dim * (kv_heads or heads)
         self.query = Linear(width, width)
         self.key = Linear(width, kv_width)
@@ -372,15 +373,9 @@ class Attention(nn.Module):
         if self.value_mix is not None and value_BTC is not None:
             own, other = self.value_mix.to(v_BTGD.dtype)
             v_BTGD = own * v_BTGD + other * value_BTC.to(v_BTGD.dtype).view(v_BTGD.shape)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BTHD, k_BTGD = self.query_norm(q_BTHD), self.key_norm(k_BTGD)
-        if self.rope is not None:
-            if positions is not None:
-                positions = positions.expand(x.shape[:-1]).reshape(-1, 1, x.shape[-2])
-            start = 0 if cache is None else cache.length
-            q_BTHD, k_BTGD = (
-                self.rope(heads.transpose(1, 2), positions, start).transpose(1, 2) for heads in (q_BTHD, k_BTGD)
-            )
+        if positions is not None:
+            positions = positions.expand(x.shape[:-1]).reshape(-1, 1, x.shape[-2])
+        q_BTHD, k_BTGD = self._turned(q_BTHD, k_BTGD, positions, 0 if cache is None else cache.length)
         k_BSGD, v_BSGD = (k_BTGD, v_BTGD) if cache is None else cache.append(self.layer, k_BTGD, v_BTGD)
 
         if isinstance(x, FakeTensor) and self.backend in _KERNELS:  # no numbers, no kernel: any machine can run it
@@ -391,3 +386,22 @@ class Attention(nn.Module):
         mask = self.mask if documents is None else {**self.mask, "documents": documents}
         mixed_BTHD = attend(q_BTHD, k_BSGD, v_BSGD, causal=True, **mask)
         return self.output(mixed_BTHD.flatten(-2)).view(x.shape)
+
+    def _turned(self, q_BTHD: Tensor, k_BTGD: Tensor, positions: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+        """Normalize queries and keys, and turn them by their positions, as far as this layer does either."""
+        norms = self.query_norm, self.key_norm
+        if self.rope is not None and positions is None and _turns_by_kernel(q_BTHD):
+            cos, sin = self.rope.tables(start, start + q_BTHD.shape[1])
+            weights = (None if norm is None else norm.weight for norm in norms)
+            return qk_norm_rope(q_BTHD, k_BTGD, cos, sin, *weights, epsilon=self.epsilon)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHD, k_BTGD = self.query_norm(q_BTHD), self.key_norm(k_BTGD)
+        if self.rope is None:
+            return q_BTHD, k_BTGD
+        q_BHTD, k_BGTD = (self.rope(heads.transpose(1, 2), positions, start) for heads in (q_BTHD, k_BTGD))
+        return q_BHTD.transpose(1, 2), k_BGTD.transpose(1, 2)
+
+
+def _turns_by_kernel(q_BTHD: Tensor) -> bool:
+    """On a GPU, where the compiler's backward takes ten times as long: it reads each gradient once for each use."""
+    return q_BTHD.is_cuda

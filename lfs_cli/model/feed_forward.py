@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.model.layers import Linear, multiply_together
+from lfs_cli.kernels.swiglu import swiglu
+from lfs_cli.model.layers import Linear, pays_to_stack, stacked
 from lfs_cli.registry import Registry
 
 FEED_FORWARDS: Registry[type[nn.Module]] = Registry("feed-forward", room="lfs_cli.model")
@@ -62,8 +63,9 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = multiply_together(x, (self.gate, self.up))
-        return self.down(silu(gate) * up)
+        if pays_to_stack(x):
+            return self.down(swiglu(stacked(x, (self.gate, self.up))))
+        return self.down(silu(self.gate(x)) * self.up(x))
 
 
 @FEED_FORWARDS.register("silu")

@@ -50,15 +50,19 @@ def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
     Returns:
         One result for each layer, (..., its channels out): views of one tensor, where there was one product.
     """
-    if not _pays_to_stack(x):
+    if not pays_to_stack(x):
         return [layer(x) for layer in layers]
+    return stacked(x, layers).split([len(layer.weight) for layer in layers], -1)
+
+
+def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """Return what each of several layers makes of the same ``x``, (..., all their channels out), side by side."""
     dtype = compute_dtype(x)
-    stack = torch.cat([layer.weight.to(dtype) for layer in layers])
-    return (x @ stack.T).split([len(layer.weight) for layer in layers], -1)
+    return x @ torch.cat([layer.weight.to(dtype) for layer in layers]).T
 
 
-def _pays_to_stack(x: Tensor) -> bool:
-    """Elsewhere, a copy of the matrices costs more than it saves."""
+def pays_to_stack(x: Tensor) -> bool:
+    """Return whether to multiply by several matrices at once: elsewhere, their copy costs more than it saves."""
     return x.is_cuda and torch.is_grad_enabled()
 
 

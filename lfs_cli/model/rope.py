@@ -48,10 +48,7 @@ class RotaryEmbedding(nn.Module):
             (..., T, D), in the type of ``x``.
         """
         if positions is None:
-            stop = start + x.shape[-2]
-            if stop > self.context_length:
-                raise ValueError(f"position {stop - 1} is beyond the context of {self.context_length} tokens")
-            cos, sin = self.cos[start:stop], self.sin[start:stop]
+            cos, sin = self.tables(start, start + x.shape[-2])
         else:
             cos, sin = self.cos[positions], self.sin[positions]
         if not torch.compiler.is_compiling() and _lies_in_pairs(x):
@@ -60,6 +57,12 @@ class RotaryEmbedding(nn.Module):
             return torch.view_as_real(turned).flatten(-2)
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+    def tables(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of the angles at positions from ``start`` to before ``stop``, (T, D / 2) each."""
+        if stop > self.context_length:
+            raise ValueError(f"position {stop - 1} is beyond the context of {self.context_length} tokens")
+        return self.cos[start:stop], self.sin[start:stop]
 
     def _prepare(self, device: torch.device, dtype: torch.dtype) -> None:
         """Fill the tables, each (context_length, D / 2)."""

@@ -9,10 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lfs_cli.config import ModelConfig
 from lfs_cli.corpus.batches import document_lengths
 from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
-from lfs_cli.model import ATTENTION, Attention, RotaryEmbedding, resolve_attention, scaled_dot_product_attention
+from lfs_cli.model import (
+    ATTENTION,
+    Attention,
+    KVCache,
+    RotaryEmbedding,
+    attention,
+    resolve_attention,
+    scaled_dot_product_attention,
+)
 from lfs_cli.model.attention import _resolve_once, attend_reference
 
 
@@ -297,3 +306,25 @@ def test_qk_norm_makes_the_size_of_the_input_irrelevant_to_the_shares() -> None:
     x = torch.randn(1, 6, 8)
 
     torch.testing.assert_close(layer(3 * x), 3 * layer(x))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_norm_and_rotation_in_one_are_the_same_layer(monkeypatch, qk_norm: bool, kv_heads: int) -> None:
+    layer = Attention(64, 4, kv_heads, rope=RotaryEmbedding(100.0, 16, 24), qk_norm=qk_norm, epsilon=1e-3)
+    for norm in (layer.query_norm, layer.key_norm):
+        if norm is not None:
+            norm.weight.data = torch.randn(16)
+    x_BTC = torch.randn(2, 9, 64, requires_grad=True)
+    config = ModelConfig(vocab_size=9, context_length=24, width=64, layers=1, heads=4, kv_heads=kv_heads)
+    cache = KVCache(config, batch=2, capacity=24)
+    found = []
+    for by_kernel in (False, True):
+        monkeypatch.setattr(attention, "_turns_by_kernel", lambda _q, by_kernel=by_kernel: by_kernel)
+        y_BTC = layer(x_BTC)
+        cache.length = 5  # as if there had been so many before
+        with torch.no_grad():
+            later_BTC = layer(x_BTC, None, cache)
+        found.append([y_BTC, later_BTC, *torch.autograd.grad(y_BTC.sin().sum(), [x_BTC, *layer.parameters()])])
+    for apart, in_one in zip(*found, strict=True):
+        torch.testing.assert_close(in_one, apart, atol=1e-5, rtol=1e-4)

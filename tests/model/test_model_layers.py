@@ -18,6 +18,7 @@ from lfs_cli.model import (
     RMSNorm,
     SiLU,
     SwiGLU,
+    feed_forward,
     next_token_loss,
     silu,
     softmax,
@@ -41,7 +42,7 @@ def test_one_product_of_stacked_matrices_is_each_of_theirs(leading, inputs, outp
     found = []
     for stacks in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layers_module, "_pays_to_stack", lambda _x, stacks=stacks: stacks)
+            patch.setattr(layers_module, "pays_to_stack", lambda _x, stacks=stacks: stacks)
             results = layers_module.multiply_together(x, several)
         assert [y.shape for y in results] == [(*leading, count) for count in outputs]
         is_one = len({y.untyped_storage().data_ptr() for y in results}) == 1
@@ -52,8 +53,19 @@ def test_one_product_of_stacked_matrices_is_each_of_theirs(leading, inputs, outp
         torch.testing.assert_close(together, separate)
 
 
+def test_gates_and_factors_by_one_product_are_the_same_layer(monkeypatch) -> None:
+    layer, x = SwiGLU(12, 20), torch.randn(3, 5, 12, requires_grad=True)
+    found = []
+    for stacks in (False, True):
+        monkeypatch.setattr(feed_forward, "pays_to_stack", lambda _x, stacks=stacks: stacks)
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])])
+    for separate, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, separate)
+
+
 def test_matrices_are_stacked_in_the_type_of_the_products(monkeypatch) -> None:
-    monkeypatch.setattr(layers_module, "_pays_to_stack", lambda _x: True)
+    monkeypatch.setattr(layers_module, "pays_to_stack", lambda _x: True)
     several, x = [Linear(8, 3), Linear(8, 5)], torch.randn(4, 8)
     with torch.autocast("cpu", torch.bfloat16):
         results = layers_module.multiply_together(x, several)
