@@ -355,8 +355,9 @@ class TrainConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; weights stay float32. `auto` is bfloat16 on CUDA, else float32."""
 
-    compile: bool | Literal["auto"] = "auto"
-    """Compile the model with torch.compile: slower to start, faster to run. `auto` does so on CUDA."""
+    compile: bool | Literal["auto", "blocks"] = "auto"
+    """Compile the model with torch.compile: slower to start, faster to run. `auto` does so on CUDA. `blocks` compiles a
+    block once for all layers, which starts many times sooner and runs a little slower: for runs of minutes."""
 
     deterministic: bool = False
     """Sum in a fixed order on a GPU too, so that equal runs are equal to the bit there as on a CPU; slower."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 KEPT = (
@@ -39,5 +39,5 @@ def checkpointed(kind: str) -> Callable[..., Tensor] | None:
     return partial(_run, options)
 
 
-def _run(options: dict[str, Any], block: nn.Module, x_BTC: Tensor, **more: Tensor | None) -> Tensor:
+def _run(options: dict[str, Any], block: Callable[..., Tensor], x_BTC: Tensor, **more: Tensor | None) -> Tensor:
     return checkpoint(partial(block, **more), x_BTC, **options)

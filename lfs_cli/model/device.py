@@ -1,12 +1,17 @@
 """Which device and type a run computes with, decided once and passed down from there; and a device that is full."""
 
 import gc
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor, nn
 
 from lfs_cli.errors import DeviceError
+
+KINDS_OF_BLOCKS = 32
+"""With and without gradients, with and without a window, a table of values, a document: far more than any model has."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,6 +47,20 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def choose_compile(asked: bool | str, device: torch.device) -> bool:
     """Return whether to compile: `auto` does where torch.compile has what it needs, a CUDA GPU and Triton."""
     return device.type == "cuda" and find_spec("triton") is not None if asked == "auto" else bool(asked)
+
+
+def compiled_call() -> Callable[..., Tensor]:
+    """Return a function that calls a module, its first argument, with the others, compiled once for modules alike.
+
+    The weights are inputs of what is compiled, so that all blocks of a model share it.
+    """
+    # Blocks may come in a few kinds, each with and without gradients; beyond the limit torch would not compile at all
+    torch._dynamo.config.recompile_limit = max(KINDS_OF_BLOCKS, torch._dynamo.config.recompile_limit)
+
+    def call(module: nn.Module, *inputs: Tensor | None, **more: Tensor | None) -> Tensor:
+        return module(*inputs, **more)
+
+    return torch.compile(call)
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -27,6 +27,7 @@ arXiv:2408.00118, section 2); a zero output is in Zhang et al., "Fixup Initializ
 norm, skip and tables of the embedding are from the records of Jordan et al., modded-nanoGPT, 2024.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -122,7 +123,14 @@ class Transformer(nn.Module):
         """Return logits (B, T, V) for the token after each of ``tokens_BT``; see `hidden` for the arguments."""
         return self.logits(self.hidden(tokens_BT, cache, documents=documents))
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None, *, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache | None = None,
+        *,
+        documents: Tensor | None = None,
+        call: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
         """Compute what the head reads.
 
         Args:
@@ -130,6 +138,7 @@ class Transformer(nn.Module):
             cache: Keys and values of the tokens before these; it grows by T positions.
             documents: (N + 1,), cumulative lengths of the documents in the batch, as `document_lengths` finds them, for
                 attention within each. Not with a cache.
+            call: Calls a block, its first argument, with the others: a compiled function, say. Not with a cache.
 
         Returns:
             (B, T, C), after the final norm.
@@ -153,7 +162,8 @@ class Transformer(nn.Module):
             table = self.config.value_table(layer)
             value_BTC = None if table is None else values[table]
             more = {"documents": documents, "embedding_BTC": embedding_BTC, "value_BTC": value_BTC}
-            x_BTC = run(block, x_BTC, **more) if run else block(x_BTC, None, cache, **more)
+            called = block if call is None else partial(call, block)
+            x_BTC = run(called, x_BTC, **more) if run else called(x_BTC, None, cache, **more)
         if cache:
             cache.advance(T)
         return self.norm(x_BTC)

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from lfs_cli.corpus.sources import DATASETS
 from lfs_cli.errors import CheckpointError, ConfigError, DataError, DeviceError, did_you_mean
 from lfs_cli.generation.language_model import LanguageModel
 from lfs_cli.model import Transformer, next_token_loss, resolve_attention
-from lfs_cli.model.device import choose_compile, choose_device, choose_dtype, precision
+from lfs_cli.model.device import choose_compile, choose_device, choose_dtype, compiled_call, precision
 from lfs_cli.optimizers import Optimizer, build_optimizers, build_schedule
 from lfs_cli.registry import import_plugins
 from lfs_cli.runs.download import download
@@ -114,7 +116,7 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
     seed_everything(config.seed)
     model = Transformer(config.model).to(device)
     end_of_text = tokenizer.special_ids[END_OF_TEXT] if config.data.documents == "packed" else None
-    plain_loss = _loss_function(model, device, dtype, end_of_text)
+    loss_function = partial(_loss_function, model, device, dtype, end_of_text)
     return Setup(
         device=device,
         dtype=dtype,
@@ -128,8 +130,8 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
         valid_batches=valid_batches,
         model=model,
         optimizers=build_optimizers(model, config.optimizer),
-        plain_loss=plain_loss,
-        loss=torch.compile(plain_loss) if choose_compile(config.compile, device) else plain_loss,
+        plain_loss=loss_function(),
+        loss=_compiled(loss_function, config, device),
         identity={
             "tokenizer_hash": tokenizer.hash,
             "text": {"tokens": len(train_tokens), "checksum": train_tokens.checksum},
@@ -239,8 +241,20 @@ def _check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
 
 
+def _compiled(loss_function: Callable[..., LossFunction], config: TrainConfig, device: torch.device) -> LossFunction:
+    """Return the loss function, or what of it the config asks for, compiled."""
+    if not choose_compile(config.compile, device):
+        return loss_function()
+    return loss_function(call=compiled_call()) if config.compile == "blocks" else torch.compile(loss_function())
+
+
 def _loss_function(
-    model: Transformer, device: torch.device, dtype: torch.dtype, end_of_text: int | None
+    model: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    end_of_text: int | None,
+    *,
+    call: Callable[..., Tensor] | None = None,
 ) -> LossFunction:
     """Return the forward pass from tokens to their mean loss, in the types of a run.
 
@@ -249,12 +263,13 @@ def _loss_function(
         device: Where it is.
         dtype: Type of the matrix products.
         end_of_text: Token that attention does not look across; None lets it.
+        call: Calls a block, as `Transformer.hidden` has it.
     """
 
     def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         documents = None if end_of_text is None else document_lengths(tokens_BT, end_of_text)
         with precision(device, dtype):
-            hidden_BTC = model.hidden(tokens_BT, documents=documents)
+            hidden_BTC = model.hidden(tokens_BT, documents=documents, call=call)
             return next_token_loss(hidden_BTC, model.head_weight, targets_BT, softcap=model.config.logit_softcap)
 
     return loss

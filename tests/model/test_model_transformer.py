@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lfs_cli.config import ModelConfig
 from lfs_cli.model import Block, KVCache, RMSNorm, Transformer, cross_entropy, next_token_loss
+from lfs_cli.model.device import compiled_call
 
 SMALL = {"vocab_size": 50, "context_length": 16, "width": 16, "layers": 2, "heads": 4, "feed_forward_width": 24}
 VARIANTS = {
@@ -417,3 +418,28 @@ def test_checkpointing_changes_no_bit_of_loss_and_gradients(kind) -> None:
     assert torch.equal(*losses)
     for mine, right in zip(other.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine.grad, right.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those that torch.compile causes while it traces, and hides
+def test_blocks_alike_are_compiled_once() -> None:
+    model = build(layers=5, value_embeddings=1, window=5, window_pattern="SL", embedding_skip=True)
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        compile_with = torch.compile
+        patch.setattr(torch, "compile", lambda function: compile_with(function, backend=backend))
+        call = compiled_call()
+    plain, ours = (model.hidden(tokens(), call=by) for by in (None, call))
+    torch.testing.assert_close(ours, plain)
+    assert len(compiled) == 4  # the first, whose input is the embedding itself; a window, none; a table and a window
+    model.hidden(tokens(seed=5), call=call)
+    assert len(compiled) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(model.hidden(tokens(), call=call), plain)
+    assert len(compiled) == 8

@@ -519,3 +519,18 @@ def test_another_text_is_told(train_tiny: Train, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Tokens, "open", other)
     train_tiny(tiny(), resume=run, observer=(watcher := Watcher()))
     assert watcher.warnings[0].startswith("the text of `sample` is not the one that ")
+
+
+def test_compiled_blocks_train_as_blocks_do(
+    train_tiny: Train, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[torch.nn.Module] = []
+
+    def call(module: torch.nn.Module, *inputs: Any, **more: Any) -> torch.Tensor:
+        called.append(module)
+        return module(*inputs, **more)
+
+    monkeypatch.setattr("lfs_cli.runs.setup.compiled_call", lambda: call)
+    result = train_tiny(compile="blocks")
+    assert len(called) > 8  # at each step, and in evaluations
+    assert_same(folder_of(result), whole)
