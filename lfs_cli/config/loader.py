@@ -301,7 +301,8 @@ def _word_instead(error: ValidationError) -> str:
     first, *others = error.errors()
     for other in others:
         if other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1]:
-            return f", or `{other['ctx']['expected']}`".replace("'", '"')
+            choices = other["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            return "".join(f', or `"{choice}"`' for choice in choices)
     return ""
 
 

@@ -116,8 +116,16 @@ REFUSED = [
     ("model.layers=four", '`model.layers` must be a whole number, not `"four"`', "the default is `4`"),
     ("model.layers=2.5", "`model.layers` must be a whole number, not `2.5`", "the default is `4`"),
     ("steps=true", "`steps` must be a whole number, not `true`", "the default is `1000`"),
-    ("compile=1", '`compile` must be `true` or `false`, or `"auto"`, not `1`', 'the default is `"auto"`'),
-    ("compile=atuo", '`compile` must be `true` or `false`, or `"auto"`, not `"atuo"`', 'the default is `"auto"`'),
+    (
+        "compile=1",
+        '`compile` must be `true` or `false`, or `"auto"`, or `"blocks"`, not `1`',
+        'the default is `"auto"`',
+    ),
+    (
+        "compile=atuo",
+        '`compile` must be `true` or `false`, or `"auto"`, or `"blocks"`, not `"atuo"`',
+        'the default is `"auto"`',
+    ),
     ("clip=-1", "`clip` must be at least 0, not `-1`", "the default is `1.0`"),
     ("clip=NaN", "`clip` must be a finite number, not `NaN`", "the default is `1.0`"),
     ("steps=0", "`steps` must be at least 1, not `0`", "the default is `1000`"),

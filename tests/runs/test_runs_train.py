@@ -531,6 +531,6 @@ def test_compiled_blocks_train_as_blocks_do(
         return module(*inputs, **more)
 
     monkeypatch.setattr("lfs_cli.runs.setup.compiled_call", lambda: call)
-    result = train_tiny(compile="blocks")
+    result = train_tiny(tiny(compile="blocks"))
     assert len(called) > 8  # at each step, and in evaluations
     assert_same(folder_of(result), whole)
