@@ -354,6 +354,9 @@ class TrainConfig(Settings):
     compile: bool | Literal["auto"] = "auto"
     """Compile the model with torch.compile: slower to start, faster to run. `auto` does so on CUDA."""
 
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Launch a whole pass at once on CUDA, and keep its memory. `auto` does so where launches would take longer."""
+
     deterministic: bool = False
     """Sum in a fixed order on a GPU too, so that equal runs are equal to the bit there as on a CPU; slower."""
 
