@@ -359,6 +359,9 @@ class TrainConfig(Settings):
     """Compile the model with torch.compile: slower to start, faster to run. `auto` does so on CUDA. `blocks` compiles a
     block once for all layers, which starts many times sooner and runs a little slower: for runs of minutes."""
 
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Launch a whole pass at once on CUDA, and keep its memory. `auto` does so where launches would take longer."""
+
     deterministic: bool = False
     """Sum in a fixed order on a GPU too, so that equal runs are equal to the bit there as on a CPU; slower."""
 

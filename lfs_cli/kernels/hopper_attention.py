@@ -203,6 +203,8 @@ def forward(
     programs = min(_processors(q_BTHD.device), B * H * -(-T // block_t))
     section = _section(H // G, S, D)
     order = _order(T, S, B * H, section, block_t, tile.block_s, causal, programs, q_BTHD.device)
+    if torch.cuda.is_current_stream_capturing():
+        _recorded.add(order)
     with torch.cuda.device_of(q_BTHD):
         kernel[(programs,)](
             _describe(q_BTHD, 1, 64, 1, D),
@@ -357,6 +359,10 @@ def _section(group: int, S: int, D: int) -> int:
     """How many query heads are worked on at a time, so that their keys and values fit the L2 cache together."""
     fitting = max(1, min(L2_BYTES // (4 * S * D), LARGEST_SECTION))
     return group * max(1, (1 << fitting.bit_length() - 1) // group)
+
+
+_recorded: set[Tensor] = set()
+"""Orders that CUDA graphs read. They are kept for good: `_order` forgets, and a graph is replayed without asking it."""
 
 
 @lru_cache(maxsize=256)

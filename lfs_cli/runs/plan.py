@@ -13,6 +13,7 @@ from lfs_cli.runs.microbatch import USED_SHARE
 from lfs_cli.runs.setup import resolve
 from lfs_cli.training.cost import device_name, flops_per_token, parameter_count
 from lfs_cli.training.gpus import GPU, gpu_called, known_gpu
+from lfs_cli.training.graphs import check_graphs
 from lfs_cli.training.memory import MemoryPrediction, largest_microbatch, predict_memory
 from lfs_cli.training.pace import measured_step_seconds
 from lfs_cli.training.roofline import step_seconds
@@ -135,6 +136,7 @@ def _here(config: TrainConfig) -> _Target:
 def _elsewhere(config: TrainConfig, gpu_name: str) -> _Target:
     gpu = gpu_called(gpu_name)
     import_plugins(config.plugins)
+    check_graphs(config, torch.device("cuda"))
     for setting, value, suits in (("device", config.device, "cuda"), ("dtype", config.dtype, "bfloat16")):
         if value not in ("auto", suits):
             raise ConfigError(

@@ -29,6 +29,7 @@ from lfs_cli.runs.tokenize import TokenizeResult, made_before, tokenize
 from lfs_cli.tokenizer import Tokenizer
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.evaluate import unigram_entropy
+from lfs_cli.training.graphs import check_graphs
 from lfs_cli.training.randomness import seed_everything
 from lfs_cli.training.step import LossFunction
 from lfs_cli.training.trace import optimizer_bytes
@@ -169,6 +170,7 @@ def resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
     import_plugins(config.plugins)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    check_graphs(config, device)
     build_schedule(config.schedule, config.steps)
     model = config.model
     windows = [window for layer in range(model.layers) if (window := model.layer_window(layer))]

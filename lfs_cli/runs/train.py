@@ -37,6 +37,7 @@ from lfs_cli.training.anomaly import AnomalyError, first_bad_layer
 from lfs_cli.training.budget import Budget
 from lfs_cli.training.cost import device_name
 from lfs_cli.training.evaluate import Evaluation, evaluate
+from lfs_cli.training.graphs import CudaRecorder, GraphedPass, choose_graphs
 from lfs_cli.training.randomness import fixed_order, undisturbed
 from lfs_cli.training.recovery import with_less_at_once
 from lfs_cli.training.step import train_step
@@ -140,9 +141,12 @@ def _train(
     keep_config(run, config)
     recorder = Recorder(config, run, progress, observer, setup.device)
     microbatch = decide_microbatch(config, setup, recorder)
+    has_graphs, why = choose_graphs(config, setup.device, rows_at_once(config, progress))
+    graphs = GraphedPass(setup.loss, setup.model, CudaRecorder(setup.device)) if has_graphs else None
     observer.stage(
         f"training {setup.model.parameter_count():,} weights on {device_name(setup.device)} in "
         f"{setup.dtype}, attention `{setup.attention}` ({setup.reason}), ".replace("torch.", "")
+        + (f"{'with' if has_graphs else 'without'} CUDA graphs ({why}), " if setup.device.type == "cuda" else "")
         + (f"{microbatch}, in {run.path}" if microbatch else f"in {run.path}")
     )
     observer.stage(f"to beat: {setup.entropy:.3f}, the loss of guessing by token frequency alone")
@@ -160,7 +164,7 @@ def _train(
     with stop.patiently(), explained_memory(config, progress, setup.device), saver:
         while True:
             try:
-                is_complete = _loop(config, setup, recorder, saver, stop)
+                is_complete = _loop(config, setup, graphs, recorder, saver, stop)
                 break
             except AnomalyError as anomaly:
                 saver.wait()
@@ -183,7 +187,9 @@ def _train(
     return result, row
 
 
-def _loop(config: TrainConfig, setup: Setup, recorder: Recorder, saver: Saver, stop: Stop) -> bool:
+def _loop(
+    config: TrainConfig, setup: Setup, graphs: GraphedPass | None, recorder: Recorder, saver: Saver, stop: Stop
+) -> bool:
     """Train from the last step of the run to its end, or until it is asked to stop.
 
     Each turn first does what is due after the step before: look at the model, save it. So a run that goes on begins
@@ -207,7 +213,7 @@ def _loop(config: TrainConfig, setup: Setup, recorder: Recorder, saver: Saver, s
         if is_over or (step and step % config.eval_every == 0):
             recorder.settle()
             if progress.evaluated < step and not stop:
-                _look(config, setup, recorder, stop)
+                _look(config, setup, graphs, recorder, stop)
                 is_best = progress.is_best()
         is_due = stop or is_over or (step and step % config.checkpoint_every == 0)
         is_due = is_due or (step == 0 and config.anomaly.policy == "rollback")
@@ -234,11 +240,12 @@ def _loop(config: TrainConfig, setup: Setup, recorder: Recorder, saver: Saver, s
             accept=partial(recorder.accept, step) if recorder.asks_first else None,
             on_less=recorder.ran_out,
             draws=bool(config.plugins),
+            one_pass=graphs,
         )
         recorder.take(step, lr, numbers)
 
 
-def _look(config: TrainConfig, setup: Setup, recorder: Recorder, stop: Stop) -> None:
+def _look(config: TrainConfig, setup: Setup, graphs: GraphedPass | None, recorder: Recorder, stop: Stop) -> None:
     """Evaluate the model and let it write; neither leaves a trace when the run is asked to stop meanwhile."""
     batches, text = setup.valid_batches, ""
 
@@ -254,11 +261,13 @@ def _look(config: TrainConfig, setup: Setup, recorder: Recorder, stop: Stop) -> 
                 rows=rows,
             )
 
+    def undo() -> None:
+        if graphs is not None:
+            graphs.drop()  # what they hold may be what was missing
+
     rows = rows_at_once(config, recorder.progress)
     try:
-        found = with_less_at_once(
-            attempt, rows, config.batch_size, setup.device, undo=lambda: None, on_less=recorder.ran_out
-        )
+        found = with_less_at_once(attempt, rows, config.batch_size, setup.device, undo=undo, on_less=recorder.ran_out)
         if config.sample_tokens:
             text = _write(config, setup, recorder, stop)
     except StoppedError:

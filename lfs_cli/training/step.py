@@ -15,6 +15,10 @@ from lfs_cli.training.recovery import with_less_at_once
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """From tokens_BT and targets_BT to their mean loss in nats."""
 
+Pass = Callable[[Tensor, Tensor, int], Tensor]
+"""Forward and backward of one part of a batch: from tokens_BT, targets_BT and the number of equal parts to the share in
+the batch's mean loss, which holds until the next pass. Adds its gradients to those of the weights."""
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -59,6 +63,7 @@ def train_step(
     accept: Callable[[float, float], bool] | None = None,
     on_less: Callable[[int], None] | None = None,
     draws: bool = False,
+    one_pass: Pass | None = None,
 ) -> Tensor:
     """Move the weights once. Nothing here waits for the device, unless ``accept`` is given.
 
@@ -75,11 +80,12 @@ def train_step(
         on_less: Is told the sequences in a pass whenever they become fewer, as memory ran out. Without it that is an
             error, as it always is during the update.
         draws: Whether the model draws random numbers: then more passes begin where the failed ones began.
+        one_pass: Does what `plain_pass` does with ``loss_function``, in another way, such as a `GraphedPass`.
 
     Returns:
         (2,), float32, on the device: the mean loss before the update, and the gradients' norm before clipping.
     """
-    attempt = partial(_accumulate, loss_function, tokens_BT, targets_BT)
+    attempt = partial(_accumulate, one_pass or partial(plain_pass, loss_function), tokens_BT, targets_BT)
     rows, device = len(tokens_BT) // passes, tokens_BT.device
     if on_less is None:
         loss = attempt(rows)
@@ -101,14 +107,19 @@ def train_step(
     return numbers
 
 
-def _accumulate(loss_function: LossFunction, tokens_BT: Tensor, targets_BT: Tensor, rows: int) -> Tensor:
+def plain_pass(loss_function: LossFunction, tokens_BT: Tensor, targets_BT: Tensor, passes: int) -> Tensor:
+    """Do a `Pass` by autograd."""
+    share = loss_function(tokens_BT, targets_BT) / passes
+    share.backward()
+    return share.detach()
+
+
+def _accumulate(one_pass: Pass, tokens_BT: Tensor, targets_BT: Tensor, rows: int) -> Tensor:
     """Add the gradients of a batch to those of the weights, so many sequences at a time, and return its mean loss."""
     passes = len(tokens_BT) // rows
     loss = torch.zeros((), device=tokens_BT.device)
     for tokens, targets in zip(tokens_BT.chunk(passes), targets_BT.chunk(passes), strict=True):
-        part = loss_function(tokens, targets) / passes
-        part.backward()
-        loss += part.detach()
+        loss += one_pass(tokens, targets, passes)
     return loss
 
 

@@ -24,6 +24,7 @@ HARMLESS = {
     "sample_tokens",
     "sampling",
     "verify_steps",
+    "cuda_graphs",
 }
 FELT = {
     "model.attention",
