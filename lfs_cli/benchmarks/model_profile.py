@@ -106,8 +106,9 @@ def _step(training: Training, variant: Variant) -> frozenset[int]:
     gradients = frozenset(_storage(weight.grad)[0] for weight in training.weights if weight.grad is not None)
     with _phase("optimizer", device):
         with _named(f"{MODULE}clip", device):
-            training.clip()
-        training.optimizer.step()
+            scale = training.clip()
+        training.optimizer.step(scale=scale)
+        del scale
         training.forget()
     return gradients
 

@@ -29,7 +29,7 @@ from lfs_cli.benchmarks.measure import Candidate
 from lfs_cli.config import ModelConfig
 from lfs_cli.model import Transformer, next_token_loss
 from lfs_cli.model.device import precision
-from lfs_cli.optimizers import AdamW, clip_gradients
+from lfs_cli.optimizers import AdamW, clip_scale
 from lfs_cli.training.step import train_step
 
 PARTS = ("inference", "forward", "loss", "backward", "forward+backward", "optimizer", "step")
@@ -187,14 +187,13 @@ class Training:
             softcap = self.model.config.logit_softcap
             return next_token_loss(hidden_BTC, self.model.head_weight, targets_BT, softcap=softcap)
 
-    def clip(self) -> None:
-        """Scale the gradients down to the largest norm that training allows."""
-        clip_gradients(self.weights, CLIP)
+    def clip(self) -> Tensor | None:
+        """Return what scales the gradients down to the largest norm that training allows."""
+        return clip_scale(self.weights, CLIP)[1]
 
     def update(self) -> None:
         """Move the weights."""
-        self.clip()
-        self.optimizer.step()
+        self.optimizer.step(scale=self.clip())
 
     def forget(self) -> None:
         """Drop what a part leaves, so that each begins with the same memory."""

@@ -15,17 +15,20 @@ Numerics: everything between loading and storing is float32, and so are m and v.
           computes with is cast once a step, in the pass that has the number at hand anyway.
 Layout:   a table made once names for each program a tensor and the first of its `BLOCK` numbers; another holds the
           tensors' addresses. So one launch serves all tensors, whatever their number and sizes. Addresses of gradients
-          are copied to the GPU at every step, as gradients are new tensors there.
+          are copied to the GPU whenever they differ from those of the step before, as gradients are new tensors there.
 Traffic:  reads w, g, m, v and writes w, m, v: 28 bytes a weight in float32, 2 more with a bfloat16 copy. Clipping costs
           none of it: the norm is taken before, and gradients are scaled as they are read.
-Waiting:  nothing here waits for the GPU. lr and the bias corrections are numbers of the host, so a CUDA graph would
-          repeat those of the step that it recorded.
+Waiting:  nothing here waits for the GPU, save the self-check, once a process. lr and the bias corrections are numbers
+          of the host, so a CUDA graph would repeat those of the step that it recorded.
 Limits:   contiguous tensors on one GPU; weights of one type, gradients of one type. PyTorch does the rest.
 Unknown:  whether it beats torch.optim.AdamW(fused=True); `lfs bench kernels` tells.
 """
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -34,6 +37,9 @@ from lfs_cli.kernels.compatibility import tl, triton
 from lfs_cli.kernels.operation import unavailable_reason
 
 BLOCK = 2048
+
+LARGEST_ERROR = 8
+"""Of the self-check, in roundings of the largest number of a result, or of 1."""
 
 
 @triton.jit
@@ -55,20 +61,24 @@ def _move(
     inside,
     scale,
     lr,
-    beta1,
+    mean_gain,
     beta2,
+    square_gain,
     eps,
     keep,
     mean_correction,
     square_correction,
 ):
-    """Move the weights at these pointers, of which `inside`, or with None all, exist."""
+    """Move the weights at these pointers, of which `inside`, or with None all, exist.
+
+    The gains are 1 - b1 and 1 - b2, which float32 would round far more coarsely than float64 does.
+    """
     g = tl.load(g_ptr, mask=inside).to(tl.float32) * scale
     m = tl.load(m_ptr, mask=inside)
     v = tl.load(v_ptr, mask=inside)
     w = tl.load(w_ptr if master_ptr is None else master_ptr, mask=inside).to(tl.float32)
-    m += (1.0 - beta1) * (g - m)
-    v = beta2 * v + (1.0 - beta2) * g * g
+    m += mean_gain * (g - m)
+    v = beta2 * v + square_gain * g * g
     w = w * keep - lr * (m * mean_correction) / (tl.sqrt(v * square_correction) + eps)
     tl.store(m_ptr, m, mask=inside)
     tl.store(v_ptr, v, mask=inside)
@@ -89,8 +99,9 @@ def _step(
     block_of_ptr,
     scale_ptr,
     lr,
-    beta1,
+    mean_gain,
     beta2,
+    square_gain,
     eps,
     keep,
     mean_correction,
@@ -114,15 +125,14 @@ def _step(
         master_ptr = _tensor(masters_ptr, tensor, tl.float32, ALIGNED) + at
     scale = 1.0
     if scale_ptr is not None:
-        scale = tl.load(scale_ptr)
-    numbers = (scale, lr, beta1, beta2, eps, keep, mean_correction, square_correction)
+        scale = tl.load(scale_ptr).to(tl.float32)
+    numbers = (scale, lr, mean_gain, beta2, square_gain, eps, keep, mean_correction, square_correction)
     if start + BLOCK <= size:  # a mask would make every access a single number
         _move(w_ptr, g_ptr, m_ptr, v_ptr, master_ptr, None, *numbers)
     else:
         _move(w_ptr, g_ptr, m_ptr, v_ptr, master_ptr, at < size, *numbers)
 
 
-@dataclass(frozen=True)
 class AdamWTensors:
     """Weights and what AdamW remembers of them: lists of one length, of tensors of one shape each.
 
@@ -132,22 +142,41 @@ class AdamWTensors:
         squares: Running means of their squares, likewise.
         masters: Float32 weights that are moved in place of ``weights``, which become their rounding; or None.
 
+    Attributes:
+        reason: Why the kernel cannot run on these, whatever the gradients are; None when it can.
+
     Raises:
         ValueError: When the lists do not fit together.
     """
 
-    weights: Sequence[Tensor]
-    means: Sequence[Tensor]
-    squares: Sequence[Tensor]
-    masters: Sequence[Tensor] | None = None
-    _tables: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _addresses: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        shapes = [weight.shape for weight in self.weights]
-        for name, tensors in (("means", self.means), ("squares", self.squares), ("masters", self.masters)):
-            if tensors is not None and [x.shape for x in tensors] != shapes:
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        means: Sequence[Tensor],
+        squares: Sequence[Tensor],
+        masters: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.weights, self.means, self.squares, self.masters = weights, means, squares, masters
+        self._shapes = [weight.shape for weight in weights]
+        for name, tensors in (("means", means), ("squares", squares), ("masters", masters)):
+            if tensors is not None and [x.shape for x in tensors] != self._shapes:
                 raise ValueError(f"{name} and weights differ in number or shape")
+        self.reason = _reason(weights, [*means, *squares, *(masters or ())])
+        self._addresses = _addresses(weights, means, squares, masters or ())
+        self._tables: dict[str, Tensor] = {}
+        self._gradient_addresses: list[int] = []
+        self._gradient_table: Tensor | None = None
+        self._is_aligned = False
+
+    def holds(self, weights: Sequence[Tensor], means: Sequence[Tensor], squares: Sequence[Tensor]) -> bool:
+        """Return whether this is of these very tensors, and they still lie where they lay when it was made."""
+        kept = (*self.weights, *self.means, *self.squares)
+        asked = (*weights, *means, *squares)
+        return (
+            len(kept) == len(asked)
+            and all(map(is_, kept, asked))
+            and self._addresses == _addresses(weights, means, squares, self.masters or ())
+        )
 
     @torch.no_grad()
     def step(
@@ -170,16 +199,18 @@ class AdamWTensors:
             betas: Decay rates of the two averages.
             eps: Added to the root.
             weight_decay: Share of the weight removed, as a multiple of ``lr``.
-            scale: (), float32, on the device: factor of all gradients; None for 1.
+            scale: (), on the device: factor of all gradients; None for 1.
 
         Raises:
             ValueError: When ``gradients`` do not fit the weights, or ``step`` is below 1.
         """
-        if [x.shape for x in gradients] != [x.shape for x in self.weights]:
+        if [x.shape for x in gradients] != self._shapes:
             raise ValueError("gradients and weights differ in number or shape")
         if step < 1:
             raise ValueError(f"steps count from 1, got {step}")
-        numbers = (lr, *betas, eps, 1 - lr * weight_decay, 1 / (1 - betas[0] ** step), 1 / (1 - betas[1] ** step))
+        gains = [1.0 - beta for beta in betas]
+        corrections = [1.0 / (1.0 - beta**step) for beta in betas]
+        numbers = (float(lr), gains[0], float(betas[1]), gains[1], float(eps), 1.0 - lr * weight_decay, *corrections)
         if unavailable(self, gradients):
             _reference_step(self, gradients, scale, *numbers)
         elif self.weights:
@@ -188,15 +219,19 @@ class AdamWTensors:
     def _launch(self, gradients: Sequence[Tensor], scale: Tensor | None, numbers: Sequence[float]) -> None:
         device = self.weights[0].device
         if not self._tables:
-            self._tables.update(_tables(self, device))
-            self._addresses.extend(address for group in _addresses(self).values() for address in group)
+            self._tables = _tables(self, device)
+        tables = self._tables
         gradients = [gradient.contiguous() for gradient in gradients]
-        tables, gradient_addresses = self._tables, [gradient.data_ptr() for gradient in gradients]
+        addresses = _addresses(gradients)
+        if addresses != self._gradient_addresses:
+            self._gradient_table = _on_device(addresses, device)
+            self._gradient_addresses = addresses
+            self._is_aligned = not any(address % 16 for address in (*addresses, *self._addresses))
         types = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
         with torch.cuda.device_of(self.weights[0]):
             _step[(len(tables["tensor_of"]),)](
                 tables["weights"],
-                _on_device(gradient_addresses, device),
+                self._gradient_table,
                 tables["means"],
                 tables["squares"],
                 tables.get("masters"),
@@ -207,7 +242,7 @@ class AdamWTensors:
                 *numbers,
                 WEIGHT=types[self.weights[0].dtype],
                 GRADIENT=types[gradients[0].dtype],
-                ALIGNED=not any(address % 16 for address in (*gradient_addresses, *self._addresses)),
+                ALIGNED=self._is_aligned,
                 BLOCK=BLOCK,
                 num_warps=8,
                 enable_fp_fusion=True,
@@ -216,19 +251,72 @@ class AdamWTensors:
 
 def unavailable(tensors: AdamWTensors, gradients: Sequence[Tensor]) -> str | None:
     """Say why the kernel cannot run on these tensors, or None when it can. PyTorch takes its place then."""
-    state = [*tensors.means, *tensors.squares, *(tensors.masters or ())]
+    if tensors.reason is not None or not gradients:
+        return tensors.reason
+    if {x.device for x in gradients} != {tensors.weights[0].device}:
+        return "the tensors are on several devices"
+    if len({x.dtype for x in gradients}) > 1:
+        return "the gradients are of several types"
+    return unavailable_reason(gradients[0].device.type, gradients[0].dtype)
+
+
+def _reason(weights: Sequence[Tensor], state: Sequence[Tensor]) -> str | None:
     if any(x.dtype != torch.float32 for x in state):
         return "it keeps its state in float32"
-    if not all(x.is_contiguous() for x in [*tensors.weights, *state]):
+    if not all(x.is_contiguous() for x in chain(weights, state)):
         return "it needs contiguous tensors"
-    everything = [*tensors.weights, *gradients, *state]
-    if len({x.device for x in everything}) > 1:
+    if len({x.device for x in chain(weights, state)}) > 1:
         return "the tensors are on several devices"
-    for group, name in ((tensors.weights, "weights"), (gradients, "gradients")):
-        if len({x.dtype for x in group}) > 1:
-            return f"the {name} are of several types"
-    reasons = (unavailable_reason(x.device.type, x.dtype) for x in (*tensors.weights[:1], *gradients[:1]))
-    return next((reason for reason in reasons if reason), None)
+    if len({x.dtype for x in weights}) > 1:
+        return "the weights are of several types"
+    return unavailable_reason(weights[0].device.type, weights[0].dtype) if weights else None
+
+
+@cache
+def is_trusted(device: torch.device, weight: torch.dtype, gradient: torch.dtype, *, is_scaled: bool) -> bool:
+    """Whether the kernel can run here and, on a small case, does what the definition does in float64.
+
+    A kernel that does not compile, or is wrong, is passed over with a warning: better a slow run than wrong numbers.
+
+    Args:
+        device: Where.
+        weight: Type of the weights.
+        gradient: Type of the gradients.
+        is_scaled: Whether gradients are to be multiplied by a number on the device.
+    """
+    if any(unavailable_reason(device.type, dtype) is not None for dtype in (weight, gradient)):
+        return False
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = (BLOCK + 5, 3)  # a whole block, and parts of one
+    drawn = [[torch.randn(size, generator=generator, device=device) for size in sizes] for _ in range(3)]
+    weights, *gradients = [x.to(weight) for x in drawn[0]], *([x.to(gradient) for x in each] for each in drawn[1:])
+    scale = torch.full((), 0.5, device=device) if is_scaled else None
+    try:
+        cases = []
+        for wide in (torch.float64, torch.float32):  # float64 is what the kernel cannot do
+            zeros = [[torch.zeros_like(x, dtype=wide) for x in weights] for _ in range(2)]
+            own = [x.clone() if wide == torch.float32 else x.double() for x in weights]
+            cases.append(AdamWTensors(own, *zeros))
+            for step, each in enumerate(gradients, 1):
+                cases[-1].step(each, step, lr=0.5, scale=scale)
+        exact, ours = (list(chain(case.weights, case.means, case.squares)) for case in cases)
+        errors = [
+            float((mine.double() - right).abs().max() / right.abs().max().clamp(min=1) / torch.finfo(mine.dtype).eps)
+            for mine, right in zip(ours, exact, strict=True)
+        ]
+        is_right = all(error <= LARGEST_ERROR for error in errors)  # not when one is no number
+        problem = "" if is_right else f"it is off by {max(errors):.3g} roundings"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler may raise anything
+        problem = (str(error).strip() or repr(error)).splitlines()[0]
+    if problem:
+        warnings.warn(
+            f"the AdamW kernel fails its self-check on {device} and is not used: {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return not problem
 
 
 def _reference_step(
@@ -236,8 +324,9 @@ def _reference_step(
     gradients: Sequence[Tensor],
     scale: Tensor | None,
     lr: float,
-    beta1: float,
+    mean_gain: float,
     beta2: float,
+    square_gain: float,
     eps: float,
     keep: float,
     mean_correction: float,
@@ -247,8 +336,8 @@ def _reference_step(
     for i, (weight, gradient) in enumerate(zip(tensors.weights, gradients, strict=True)):
         mean, square = tensors.means[i], tensors.squares[i]
         g = gradient.to(mean.dtype) * (1 if scale is None else scale)
-        mean += (1 - beta1) * (g - mean)
-        square.mul_(beta2).add_((1 - beta2) * g * g)
+        mean += mean_gain * (g - mean)
+        square.mul_(beta2).add_(square_gain * g * g)
         w = (weight if tensors.masters is None else tensors.masters[i]).to(mean.dtype)
         w = w * keep - lr * (mean * mean_correction) / ((square * square_correction).sqrt() + eps)
         if tensors.masters is not None:
@@ -258,23 +347,31 @@ def _reference_step(
 
 def _tables(tensors: AdamWTensors, device: torch.device) -> dict[str, Tensor]:
     """Return what does not change from step to step: where the tensors lie, and which numbers each program takes."""
-    sizes = [weight.numel() for weight in tensors.weights]
-    blocks = [(i, block) for i, size in enumerate(sizes) for block in range(-(-size // BLOCK))]
-    return {name: _on_device(addresses, device) for name, addresses in _addresses(tensors).items()} | {
-        "sizes": torch.tensor(sizes, dtype=torch.int64, device=device),
-        "tensor_of": torch.tensor([i for i, _ in blocks], dtype=torch.int32, device=device),
-        "block_of": torch.tensor([block for _, block in blocks], dtype=torch.int64, device=device),
-    }
-
-
-def _addresses(tensors: AdamWTensors) -> dict[str, list[int]]:
     lists = {"weights": tensors.weights, "means": tensors.means, "squares": tensors.squares}
     if tensors.masters is not None:
         lists["masters"] = tensors.masters
-    return {name: [x.data_ptr() for x in group] for name, group in lists.items()}
+    sizes = torch.tensor([weight.numel() for weight in tensors.weights], dtype=torch.int64)
+    blocks = (sizes + BLOCK - 1) // BLOCK
+    tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), blocks)
+    first = torch.repeat_interleave(blocks.cumsum(0) - blocks, blocks)
+    numbers = {"sizes": sizes, "tensor_of": tensor_of, "block_of": torch.arange(len(first)) - first}
+    return {name: _on_device(_addresses(group), device) for name, group in lists.items()} | {
+        name: _on_device(table, device) for name, table in numbers.items()
+    }
 
 
-def _on_device(addresses: Sequence[int], device: torch.device) -> Tensor:
-    """Return a table on the device, without waiting for it."""
-    table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
+def _addresses(*lists: Sequence[Tensor]) -> list[int]:
+    return [x.data_ptr() for x in chain(*lists)]
+
+
+def _on_device(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Return a table on the device, without waiting for it. Numbers become int64.
+
+    It is copied from pinned memory that is new each time: torch gives that to others only when the copy is done.
+    """
+    is_pinned = device.type == "cuda"
+    if isinstance(numbers, Tensor):
+        table = numbers.pin_memory() if is_pinned else numbers
+    else:
+        table = torch.tensor(numbers, dtype=torch.int64, pin_memory=is_pinned)
     return table.to(device, non_blocking=True)

@@ -3,7 +3,7 @@
 from lfs_cli.optimizers.adafactor import Adafactor
 from lfs_cli.optimizers.adamw import AdamW
 from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
-from lfs_cli.optimizers.clip import clip_gradients
+from lfs_cli.optimizers.clip import clip_gradients, clip_scale, step_scaled
 from lfs_cli.optimizers.groups import build_optimizers
 from lfs_cli.optimizers.lion import Lion
 from lfs_cli.optimizers.muon import Muon
@@ -25,5 +25,7 @@ __all__ = [
     "build_optimizers",
     "build_schedule",
     "clip_gradients",
+    "clip_scale",
     "cosine_schedule",
+    "step_scaled",
 ]

@@ -2,11 +2,18 @@
 
 Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019 (arXiv:1711.05101), Algorithm 2, with the
 decay before the step, as in torch.optim.AdamW and CS336 of 2026.
+
+On a GPU one kernel (`kernels/adamw.py`) moves all weights of a group that have done as many steps: it reads every
+number once, and multiplies gradients by clipping's factor on the way. Elsewhere, and where that kernel cannot run, the
+same steps are PyTorch's operations on lists. Both remember the same, so one goes on where the other stopped.
 """
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from lfs_cli.kernels.adamw import AdamWTensors, is_trusted
 from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
 
 
@@ -38,6 +45,12 @@ class AdamW(Optimizer):
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"`betas` must be two numbers from 0 to below 1, and are {betas}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        self._fused: dict[int, AdamWTensors] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over another's state, as torch does in loading and copying: what the kernel knew is of other tensors."""
+        self._fused = {}
+        super().__setstate__(state)
 
     def start(self, weight: Tensor) -> State:
         return {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
@@ -64,3 +77,29 @@ class AdamW(Optimizer):
         torch._foreach_sqrt_(roots)
         torch._foreach_add_(roots, group["eps"])
         torch._foreach_addcdiv_(weights, means, roots, -group["lr"] / (1 - beta1**t))
+
+    def _move(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group, scale: Tensor | None
+    ) -> None:
+        if self._has_kernel(weights[0], gradients[0], scale):
+            tensors = self._tensors(weights, states)
+            if tensors.reason is None:
+                settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+                tensors.step(gradients, states[0]["step"], **settings, scale=scale)
+                return
+        super()._move(weights, gradients, states, group, scale)
+
+    def _has_kernel(self, weight: Tensor, gradient: Tensor, scale: Tensor | None) -> bool:
+        if type(self) is not AdamW or type(weight) not in (Tensor, nn.Parameter):
+            return False  # another rule, or a tensor that is not simply numbers in memory
+        if scale is not None and scale.device != weight.device:
+            return False
+        return is_trusted(weight.device, weight.dtype, gradient.dtype, is_scaled=scale is not None)
+
+    def _tensors(self, weights: list[Tensor], states: list[State]) -> AdamWTensors:
+        """Return what the kernel knows of these weights, made anew when any of them is another or lies elsewhere."""
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        known = self._fused.get(id(weights[0]))
+        if known is None or not known.holds(weights, means, squares):
+            known = self._fused[id(weights[0])] = AdamWTensors(weights, means, squares)
+        return known

@@ -10,9 +10,13 @@ other, and an optimizer may say it again with operations on lists (`torch._forea
 
 Both see float32 or wider, whatever type the weights have: a small step is lost in the rounding of bfloat16, and so is
 a running mean. No step asks the device for a number.
+
+Clipping ends in a factor for all gradients, a number on the device. `step` takes it and multiplies them first, which is
+a pass over memory of its own; an optimizer with a kernel, which is AdamW, multiplies them as it reads them instead.
 """
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -71,11 +75,13 @@ class Optimizer(torch.optim.Optimizer):
             self.update(weight, gradient, state, group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, scale: Tensor | None = None) -> Any:
         """Move all weights once.
 
         Args:
             closure: Computes the loss again and leaves new gradients; called first if given.
+            scale: (), on the device: what gradients are multiplied by before they count, such as clipping's factor.
+                They may be multiplied where they lie, so a second step needs new ones. None for 1.
 
         Returns:
             What ``closure`` returned, or None.
@@ -85,22 +91,38 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike: dict[tuple[Any, ...], list[Tensor]] = {}
+            alike: defaultdict[tuple[Any, ...], list[tuple[Tensor, Tensor, State]]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
+                gradient = weight.grad
+                if gradient is None:
                     continue
                 state = self.state[weight]
                 if not state:
                     state.update(self.start(_wide(weight)), step=0)
                 state["step"] += 1
-                alike.setdefault((state["step"], weight.dtype, weight.device), []).append(weight)
-            for weights in alike.values():
-                wide = [_wide(weight) for weight in weights]
-                gradients = [_wide(weight.grad) for weight in weights if weight.grad is not None]
-                self.update_many(wide, gradients, [self.state[weight] for weight in weights], group)
-                if wide[0] is not weights[0]:
-                    torch._foreach_copy_(weights, wide)
+                alike[state["step"], weight.dtype, weight.device].append((weight, gradient, state))
+            for found in alike.values():
+                weights, gradients, states = map(list, zip(*found, strict=True))
+                self._move(weights, gradients, states, group, scale)
         return loss
+
+    def _move(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group, scale: Tensor | None
+    ) -> None:
+        """Move weights of one step, type and device, which may be narrow, by gradients times ``scale``.
+
+        Here that is `update_many` and what must be done around it. Only an optimizer with a kernel does it otherwise.
+        """
+        if scale is not None:
+            torch._foreach_mul_(gradients, scale)
+        wide = torch.promote_types(weights[0].dtype, torch.float32)
+        gradients = [gradient if gradient.dtype == wide else gradient.to(wide) for gradient in gradients]
+        if weights[0].dtype == wide:
+            self.update_many(weights, gradients, states, group)
+            return
+        copies = [weight.to(wide) for weight in weights]
+        self.update_many(copies, gradients, states, group)
+        torch._foreach_copy_(weights, copies)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state that `state_dict` returned.

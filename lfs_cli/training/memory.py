@@ -5,8 +5,10 @@ adds the same. The update comes after the passes, when activations are gone and 
 two counts.
 
 What it does not see: the inside of single operations, save the chunk of logits of the loss, which is added; the
-workspaces of libraries; fragments that an allocator cannot use. torch.compile keeps less than this says, as it computes
-what is cheap again: config.json, compiled, took 3.04 GB of an H100, where this says 4.58. So what fits by this fits.
+workspaces of libraries; fragments that an allocator cannot use. AdamW is counted as the operations that stand in for
+its kernel where that cannot run: they hold as much again as the weights, and the kernel nothing. torch.compile keeps
+less than this says, as it computes what is cheap again: config.json, compiled, took 3.04 GB of an H100, where this says
+4.58. So what fits by this fits.
 """
 
 from collections.abc import Callable

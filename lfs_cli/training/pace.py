@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 
 from lfs_cli.config import ModelConfig, TrainConfig
-from lfs_cli.optimizers import build_optimizers, clip_gradients
+from lfs_cli.optimizers import build_optimizers, clip_scale, step_scaled
 from lfs_cli.training.cost import flops_per_token
 from lfs_cli.training.memory import predict_memory
 from lfs_cli.training.trace import filled_model, run_pass
@@ -71,9 +71,8 @@ def _times(
     tokens_BT = torch.randint(shape.vocab_size, (rows, shape.context_length), device=device)
 
     def update() -> None:
-        clip_gradients(weights, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        _, scale = clip_scale(weights, 1.0)
+        step_scaled(optimizers, scale)
 
     def one_pass() -> None:
         for weight in weights:

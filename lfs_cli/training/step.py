@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfs_cli.optimizers import Optimizer, clip_gradients
+from lfs_cli.optimizers import Optimizer, clip_scale, step_scaled
 from lfs_cli.training.randomness import random_states, restore_random_states
 from lfs_cli.training.recovery import with_less_at_once
 
@@ -98,11 +98,10 @@ def train_step(
                 restore_random_states(states, device)
 
         loss = with_less_at_once(attempt, rows, len(tokens_BT), device, undo=undo, on_less=on_less)
-    norm = clip_gradients(parameters, clip or float("inf"))
+    norm, scale = clip_scale(parameters, clip or float("inf"))
     numbers = torch.stack((loss, norm.float()))
     if accept is None or accept(*numbers.tolist()):
-        for optimizer in optimizers:
-            optimizer.step()
+        step_scaled(optimizers, scale)
     _drop_gradients(parameters)
     return numbers
 

@@ -43,8 +43,8 @@ TYPES = {  # of what is not in the type of the model
     "tensor_of_ptr": "*i32",
     "block_of_ptr": "*i64",
 }
-NUMBERS = {"softcap", "z_loss", "epsilon", "lr", "beta1", "beta2", "eps", "keep", "mean_correction"}
-NUMBERS |= {"square_correction"}
+NUMBERS = {"softcap", "z_loss", "epsilon", "lr", "mean_gain", "beta2", "square_gain", "eps", "keep"}
+NUMBERS |= {"mean_correction", "square_correction"}
 WHOLE = {"stride", "F"}
 """Whole numbers that are multiples of 16."""
 

@@ -70,6 +70,14 @@ def test_the_last_gradients_count_even_at_new_addresses(device) -> None:
     assert all(map(torch.equal, ours.weights, again.weights))
 
 
+def test_other_tensors_at_the_same_addresses_are_not_taken_for_its_own() -> None:
+    w, m, v = (torch.ones(4) for _ in range(3))
+    case = AdamWTensors([w], [m], [v])
+    assert case.holds([w], [m], [v])
+    assert not case.holds([w], [m[:2]], [v])
+    assert not case.holds([w, w], [m, m], [v, v])
+
+
 def test_no_tensors_are_no_trouble() -> None:
     AdamWTensors([], [], []).step([], 1, lr=1.0)
 

@@ -150,7 +150,8 @@ def test_large_scores_do_not_overflow(softcap: float | None, device: str) -> Non
     inputs = [q * 100, k * 100, v]
     expected = run(reference_attention, inputs, do, torch.float64, softcap=softcap)
     for ours, exact in zip(run(attend, inputs, do, softcap=softcap), expected, strict=True):
-        torch.testing.assert_close(ours.double(), exact, rtol=1e-3, atol=1e-3)
+        # Scores of 30,000 have no more digits in float32 than that, and exp turns their error into a relative one
+        torch.testing.assert_close(ours.double(), exact, rtol=0.03, atol=0.03)
 
 
 def test_a_soft_cap_far_above_the_scores_changes_nothing(device: str) -> None:

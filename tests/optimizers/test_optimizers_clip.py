@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lfs_cli.optimizers import clip_gradients
+from lfs_cli.optimizers import OPTIMIZERS, SGD, AdamW, clip_gradients, clip_scale, step_scaled
 
 
 def weights_with(*gradients: torch.Tensor | None) -> list[nn.Parameter]:
@@ -66,3 +66,49 @@ def test_a_gradient_that_is_not_a_number_is_reported() -> None:
 def test_no_gradients_have_no_length() -> None:
     assert clip_gradients([], 1.0).item() == 0
     assert clip_gradients(weights_with(None), 1.0).item() == 0
+
+
+def test_the_scale_alone_leaves_gradients_as_they_are() -> None:
+    weights = weights_with(torch.tensor([3.0]), torch.tensor([[0.0, -4.0]]))
+
+    (norm, scale), (_, longer), (_, none) = (clip_scale(weights, limit) for limit in (1.0, 6.0, float("inf")))
+
+    assert (norm.item(), scale.item(), longer.item(), none) == (5, pytest.approx(1 / (5 + 1e-6)), 1, None)
+    assert weights[1].grad.tolist() == [[0, -4]]
+    assert clip_scale([], 1.0) == (torch.zeros(()), None)
+
+
+class OwnStep(SGD):
+    """As a plugin may write it: its `step` takes no scale."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+KINDS = [*map(OPTIMIZERS.get, OPTIMIZERS.names()), torch.optim.SGD, torch.optim.NAdam, OwnStep]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_any_optimizer_steps_by_clipped_gradients(kind) -> None:
+    """To the bit as after `clip_gradients`, in step with others, and with a weight that has no gradient."""
+    ours, theirs = ([nn.Parameter(torch.ones(4, 3)) for _ in range(3)] for _ in range(2))
+    mine, right = ([kind(w[:2], lr=0.1), AdamW(w[2:], lr=0.1)] for w in (ours, theirs))
+    for step in range(1, 4):
+        gradient = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        for weights in (ours, theirs):
+            weights[0].grad, weights[2].grad = step * gradient, gradient.T.reshape(4, 3).clone()
+        norm, scale = clip_scale(ours, 1.0)
+        step_scaled(mine, scale)
+        assert torch.equal(norm, clip_gradients(theirs, 1.0))
+        for optimizer in right:
+            optimizer.step()
+
+    assert all(map(torch.equal, ours, theirs))
+    assert not torch.equal(ours[0], ours[1])
+
+
+def test_an_optimizer_that_has_nothing_to_move_does_not_mind_a_scale() -> None:
+    for kind in (torch.optim.SGD, SGD):
+        weight = nn.Parameter(torch.ones(2))
+        step_scaled([kind([weight], lr=0.1)], torch.tensor(0.5))
+        assert weight.tolist() == [1, 1]

@@ -354,6 +354,38 @@ def test_weights_in_bfloat16_have_a_state_in_float32_that_survives_saving(name, 
             assert key == "step" or (value.dtype == torch.float32 and torch.equal(value, theirs.state[exact][key]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_a_scale_is_applied_exactly_once(name, options, dtype) -> None:
+    ours, right = Shapes().to(dtype), Shapes().to(dtype)
+    one, other = (OPTIMIZERS.create(name, shapes.parameters(), lr=0.05, **options) for shapes in (ours, right))
+    for step in range(1, 5):
+        scale = torch.tensor(0.1 * step)  # a constant one would not show in rules that forget how long gradients are
+        for shapes in (ours, right):
+            shapes.give_gradients(step)
+        for weight in right.weights:
+            if weight.grad is not None:
+                weight.grad.mul_(scale)
+        one.step(scale=scale)
+        other.step()
+
+    for mine, exact in zip(ours.weights, right.weights, strict=True):
+        assert torch.equal(mine, exact)
+        for key, value in one.state[mine].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other.state[exact][key]))
+
+
+def test_a_scale_counts_for_the_gradients_that_a_closure_leaves() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+
+    def closure() -> float:
+        weight.grad = torch.tensor([4.0, 8.0])
+        return 1.5
+
+    assert SGD([weight], lr=1.0).step(closure, scale=torch.tensor(0.25)) == 1.5
+    assert weight.tolist() == [-1, -2]
+
+
 def test_the_first_step_of_adamw_by_hand() -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
     weight.grad = torch.tensor([-0.3])

@@ -266,7 +266,7 @@ def test_where_the_update_has_no_memory_it_is_an_error_with_a_hint(
     def refuse(*args: object, **options: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("lfs_cli.training.step.clip_gradients", refuse)
+    monkeypatch.setattr("lfs_cli.training.step.clip_scale", refuse)
     with pytest.raises(DeviceError, match="out of memory beside the passes of 4 x 16 tokens") as caught:
         train_tiny(tiny())
     assert "an optimizer that remembers less" in caught.value.hint

@@ -44,7 +44,7 @@ def test_a_slow_device_is_given_fewer_sequences(monkeypatch: pytest.MonkeyPatch)
 
 def test_passes_and_updates_are_timed_but_for_the_first_and_the_odd_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of its own, on which a pass takes 2 s and an update 5 s, save the first and the third of each."""
-    now, counts, passed, clip = [0.0], {2: 0, 5: 0}, pace.run_pass, pace.clip_gradients
+    now, counts, passed, clip = [0.0], {2: 0, 5: 0}, pace.run_pass, pace.clip_scale
 
     def takes(seconds: int) -> None:
         counts[seconds] += 1
@@ -53,6 +53,6 @@ def test_passes_and_updates_are_timed_but_for_the_first_and_the_odd_one(monkeypa
     monkeypatch.setattr(pace, "product_rate", lambda device: 1e15)
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(pace, "run_pass", lambda *arguments: (passed(*arguments), takes(2)))
-    monkeypatch.setattr(pace, "clip_gradients", lambda *arguments: (clip(*arguments), takes(5)))
+    monkeypatch.setattr(pace, "clip_scale", lambda *arguments: (clip(*arguments), takes(5))[0])
     config = TrainConfig(model=ModelConfig(**SMALL, layers=1), batch_size=256, microbatch=4)
     assert pace.measured_step_seconds(config, CPU, torch.float32, None) == 64 * 2 + 5

@@ -96,7 +96,7 @@ def test_every_config_trains_at_a_small_size(name: str, data_folder: Path) -> No
     small |= {"value_embeddings": min(2, given.get("value_embeddings", 0))}
     settings = {f"model.{key}": value for key, value in small.items()}
     settings |= {"data.dataset": "sample", "data.sample_bytes": 60_000, "device": "cpu", "sample_prompt": "One"}
-    settings |= {"steps": 3, "batch_size": 4, "microbatch": 2, "eval_batches": 1, "sample_tokens": 3}
+    settings |= {"steps": 3, "batch_size": 4, "microbatch": 2, "eval_batches": 1, "sample_tokens": 3, "compile": False}
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
     result = CliRunner().invoke(app, ["train", str(CONFIGS / name), "--json", *sets])

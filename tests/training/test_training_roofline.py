@@ -8,6 +8,7 @@ import torch
 from lfs_cli.config import ModelConfig, TrainConfig, load_config
 from lfs_cli.errors import ConfigError
 from lfs_cli.training import memory, roofline
+from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.gpus import GPUS, gpu_called, known_gpu
 from lfs_cli.training.roofline import step_seconds
 from lfs_cli.training.trace import fake_model, no_tokens, run_pass
@@ -42,6 +43,15 @@ def test_fusing_saves_time_and_passes_cost_as_much_each() -> None:
     update = max(roofline._update_times(config, H100))
     split = config.model_copy(update={"batch_size": 64, "microbatch": 32})
     assert seconds(split) - update == pytest.approx(2 * (seconds(config) - update))
+
+
+def test_adamw_is_one_kernel_that_touches_each_number_once() -> None:
+    """Clipping reads gradients; the step reads weights, gradients and two means, and writes all but the gradients."""
+    config = TrainConfig(model=ModelConfig(**(NANOGPT | {"layers": 1})))
+    busy, launching = roofline._update_times(config, H100)
+    moved = (4 + 16 + 12) * parameter_count(config.model)
+    assert busy == pytest.approx(moved / (roofline.BANDWIDTH_SHARE * H100.bandwidth), rel=0.05)
+    assert launching < 20 * roofline.LAUNCH_SECONDS
 
 
 def test_each_bound_moves_the_time() -> None:

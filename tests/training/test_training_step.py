@@ -47,6 +47,18 @@ def test_clipping_shortens_the_step_but_not_the_reported_norm() -> None:
     assert moved(clipped) == pytest.approx(moved(free) / 4, rel=1e-3)
 
 
+def test_clipping_holds_for_optimizers_of_torchs() -> None:
+    moved, slope = [], torch.tensor([3.0, 4.0])
+    for clip in (0.0, 0.5):
+        weight = torch.nn.Parameter(torch.zeros(2))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        tokens_BT = torch.zeros(1, 1)
+        train_step(lambda *_, w=weight: w @ slope, [weight], [optimizer], tokens_BT, tokens_BT, passes=1, clip=clip)
+        moved.append(weight.detach())
+    assert moved[0].tolist() == [-3, -4]
+    assert moved[1].norm().item() == pytest.approx(0.5)
+
+
 def test_a_step_leaves_no_gradients_behind() -> None:
     _, weights = one_step(2)
     assert all(weight.grad is None for weight in weights)
