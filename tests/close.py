@@ -1,5 +1,6 @@
 """The judge of kernels: an error is allowed when plain PyTorch in the same type makes about as much."""
 
+import torch
 from torch import Tensor
 
 
@@ -13,8 +14,8 @@ def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Tensor, factor: float
         ours: Result of the kernel, in low precision.
         plain: Result of the reference in that same low precision.
         exact: Result of the reference in float64.
-        factor: How many times the error of ``plain``, plus that of a few roundings in its type, is still accepted: of few
-            numbers, those of ``plain`` may be right by chance, and on one processor but not on another.
+        factor: How many times the error of ``plain``, plus that of a few roundings in its type, is still accepted. Of
+            few numbers, those of ``plain`` may be right by chance, and on one processor but not on another.
     """
     assert ours.shape == exact.shape
     assert ours.dtype == plain.dtype
