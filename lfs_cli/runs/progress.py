@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from typing import Any
 
+from lfs_cli.training.budget import lost_seconds
+
 
 @dataclass
 class Progress:
@@ -16,7 +18,7 @@ class Progress:
         seconds: Seconds of the training steps.
         warm_steps: Steps but the first of each start, in which kernels are compiled.
         warm_seconds: Their seconds.
-        recent: Seconds of each of the last steps.
+        recent: Seconds of each of the last warm steps.
         evaluated: Step of the last evaluation.
         best: The record of the evaluation with the lowest loss.
         sample: What the model wrote last.
@@ -63,6 +65,10 @@ class Progress:
                 mine[:] = value  # others hold on to it
             else:
                 setattr(self, item.name, value)
+
+    def lost(self) -> float:
+        """Return the seconds of compiling, which the schedule of a run on the clock leaves out."""
+        return lost_seconds(self.step - self.warm_steps, self.seconds - self.warm_seconds, self.recent)
 
     def is_best(self) -> bool:
         """Whether the lowest validation loss so far was measured after the last step."""

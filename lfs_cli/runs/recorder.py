@@ -53,6 +53,7 @@ class Recorder:
         self._peak = peak_flops(device)
         self._pending: tuple[int, float, Readback] | None = None
         self._is_warm = False
+        self._last_lap = 0.0
         self._lap = time.perf_counter()
         self.go_back()
 
@@ -116,7 +117,8 @@ class Recorder:
         self._watch.remember(loss, norm)
         self.progress.loss = loss
         self.progress.passed = 0
-        rate = self.config.batch_tokens * len(self.progress.recent) / sum(self.progress.recent)
+        laps = self.progress.recent or [self._last_lap]
+        rate = self.config.batch_tokens * len(laps) / sum(laps)
         record = StepRecord(
             step=step,
             loss=loss,
@@ -202,9 +204,10 @@ class Recorder:
         """Add the time since the last step to the run's."""
         now = time.perf_counter()
         seconds, self._lap = now - self._lap, now
-        self.progress.recent[:] = [*self.progress.recent[1 - RECENT_STEPS :], seconds]
+        self._last_lap = seconds
         self.progress.seconds += seconds
         if self._is_warm:
+            self.progress.recent[:] = [*self.progress.recent[1 - RECENT_STEPS :], seconds]
             self.progress.warm_steps += 1
             self.progress.warm_seconds += seconds
         self._is_warm = True

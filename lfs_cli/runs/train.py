@@ -224,7 +224,7 @@ def _loop(
             return is_over and progress.evaluated == step
 
         recorder.start_clock()
-        position = budget.position(step, recorder.seconds(), progress.recent)
+        position = budget.position(step, recorder.seconds(), progress.recent, progress.lost())
         factor = schedule(position)
         lr = _set_learning_rates(setup.optimizers, factor)
         step += 1

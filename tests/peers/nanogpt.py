@@ -30,7 +30,7 @@ from lfs_cli.runs.journal import Journal, environment, write_json
 from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.setup import prepare
 from lfs_cli.tokenizer import Tokenizer
-from lfs_cli.training.budget import Budget
+from lfs_cli.training.budget import Budget, lost_seconds
 from lfs_cli.training.cost import device_name, memory_bytes
 from lfs_cli.training.evaluate import evaluate
 from lfs_cli.training.step import Readback, StepRecord, train_step
@@ -138,18 +138,24 @@ def race(
     journal = Journal(run.metrics)
 
     schedule, budget = build_schedule(SCHEDULE, ENDLESS), Budget(ENDLESS, 60 * minutes)
-    step, seconds, recent, best = 0, 0.0, [0.0], None
+    step, seconds, best = 0, 0.0, None
+    recent: list[float] = []
+    first = 0.0  # seconds of the first step, which compiles
     pending: Callable[[], None] | None = None
     lap = time.perf_counter()
 
     def tick() -> None:
-        nonlocal seconds, lap
+        nonlocal seconds, lap, first
         now = time.perf_counter()
-        recent[:] = [*recent[-19:], now - lap]
+        if seconds:
+            recent[:] = [*recent[-19:], now - lap]
+        else:
+            first = now - lap
         seconds, lap = seconds + now - lap, now
 
     while not budget.is_spent(step, seconds, recent):
-        rate = schedule(budget.position(step, seconds, recent)) * lr
+        lost = lost_seconds(1, first, recent)
+        rate = schedule(budget.position(step, seconds, recent, lost)) * lr
         for group in peer.optimizer.param_groups:
             group["lr"] = rate
         tokens_BT, targets_BT = (x.to(device, non_blocking=True) for x in batches.at(step))
@@ -208,7 +214,7 @@ def _recorded(
     numbers: Readback,
 ) -> Callable[[], None]:
     """Return what writes the record of a step once its numbers are there."""
-    rate = config.batch_tokens / max(median(recent), 1e-9)
+    rate = config.batch_tokens / max(median(recent or [seconds]), 1e-9)
 
     def write() -> None:
         loss, norm = numbers.read()

@@ -383,7 +383,7 @@ def test_graphs_are_refused_where_they_cannot_be(
 
 def train_on_gpu(passes: int, *, is_compiled: bool, has_graphs: bool) -> tuple[list[list[float]], list[Tensor]]:
     torch.manual_seed(0)
-    shape = SHAPE.model_copy(update={"width": 128, "heads": 2, "context_length": 256})
+    shape = ModelConfig(**{**SHAPE.model_dump(), "width": 128, "heads": 2, "kv_heads": 2, "context_length": 256})
     model = Transformer(shape).to(CUDA)
     optimizers = build_optimizers(model, [OptimizerGroup(name="adamw", lr=0.003)])
     batches = torch.randint(300, (30, 2, 8, 256)).to(CUDA)
