@@ -1,9 +1,12 @@
 """What kernels need around them: to be one operation of torch, to know whether they can run, and how many to start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lfs_cli.kernels.compatibility import AVAILABLE, INTERPRETED
 
@@ -31,6 +34,24 @@ def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
     return register
 
 
+_assumed = SimpleNamespace(gpu=False)
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Within the block, take the paths of a CUDA GPU, whatever the device: for traces of tensors without numbers."""
+    before, _assumed.gpu = _assumed.gpu, True
+    try:
+        yield
+    finally:
+        _assumed.gpu = before
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Return whether ``x`` is, or is to be taken to be, on a CUDA GPU."""
+    return x.is_cuda or _assumed.gpu
+
+
 def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
     """Say why a kernel in Triton cannot run on such tensors here, or None when it can.
 
@@ -38,11 +59,11 @@ def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
         device_type: Such as "cuda".
         dtype: Of the numbers it reads and writes.
     """
-    if not AVAILABLE:
+    if not AVAILABLE and not _assumed.gpu:
         return "Triton is not installed"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {str(dtype).removeprefix('torch.')}"
-    if device_type != "cuda" and not (INTERPRETED and device_type == "cpu"):
+    if device_type != "cuda" and not _assumed.gpu and not (INTERPRETED and device_type == "cpu"):
         return f"it needs a CUDA GPU, and this is {device_type}"
     return None
 

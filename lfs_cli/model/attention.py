@@ -41,6 +41,7 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
+from lfs_cli.kernels.operation import on_gpu
 from lfs_cli.kernels.reference_attention import document_spans, visible
 from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.model.cache import KVCache
@@ -404,4 +405,4 @@ class Attention(nn.Module):
 
 def _turns_by_kernel(q_BTHD: Tensor) -> bool:
     """On a GPU, where the compiler's backward takes ten times as long: it reads each gradient once for each use."""
-    return q_BTHD.is_cuda
+    return on_gpu(q_BTHD)

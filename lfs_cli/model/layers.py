@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfs_cli.kernels.operation import on_gpu
+
 
 def truncated_normal(weight: Tensor, sigma: float) -> None:
     """Fill ``weight`` in place with draws from N(0, sigma^2) that lie within 3 sigma."""
@@ -63,7 +65,7 @@ def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
 
 def pays_to_stack(x: Tensor) -> bool:
     """Return whether to multiply by several matrices at once: elsewhere, their copy costs more than it saves."""
-    return x.is_cuda and torch.is_grad_enabled()
+    return on_gpu(x) and torch.is_grad_enabled()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -3,7 +3,8 @@
     matrix product     2 M N K FLOPs at a share of the peak that grows with the smallest of M, N and K
     attention          its FLOPs at a share of the peak that grows with the head dimension
     anything else      the bytes that it reads and writes, at a share of the bandwidth
-    step               the sum of these, or the time in which the host launches as many kernels, whichever is longer
+    step               the sum of these, or the time in which the host launches as many kernels, whichever is longer;
+                       CUDA graphs leave the sum alone
 
 The operations are those of the trace of the real model (`trace.py`), of two models of a few layers and a straight line
 through both, as in `memory.py`. Where torch.compile is on, what lies between two products becomes one kernel: it reads
@@ -12,10 +13,10 @@ AdamW is one kernel.
 
 Calibrated on one H100 80GB (SXM), 2026-11, torch 2.11: on matrix products of a GPT-2-small step (671 TFLOP/s, smallest
 dimension 768, and 798 for 8192), the attention kernels of lfs alone (0.18 and 0.52 ms for 32 x 12 heads of 64 channels
-and 1024 positions), a copy (3.0 TB/s), and for the host on two versions of a run that it bounded (config.json: 13.4 and
-19.5 ms a step). Other GPUs are scaled from it by their data sheets. Whole steps that the GPU bounds were compared with
-nanoGPT's only, compiled, at batch 16, 32 and 64: 36.3, 68.5 and 134.3 ms there, and 37.1, 69.6 and 134.7 ms estimated
-for the model of lfs that is most like it. So this is an estimate, and of no known precision elsewhere.
+and 1024 positions) and a copy (3.0 TB/s); for the host on config.json without graphs (14.2 ms a step, one H200). Other
+GPUs are scaled from it by their data sheets. Compared with whole steps of one H200, 2026-11-29, torch 2.11, which had
+no part in this but for that one: gpt2_small.json with 32 sequences took 60.6 ms, of which 57.0 are foreseen;
+config.json 9.8 and 10.6; speedrun.json 109.6 and 99.0. Elsewhere no step was compared, and the precision is not known.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lfs_cli.config import TrainConfig
+from lfs_cli.kernels.operation import as_on_gpu
 from lfs_cli.optimizers import AdamW, Optimizer, build_optimizers, clip_scale, step_scaled
 from lfs_cli.training.gpus import GPU
+from lfs_cli.training.graphs import choose_graphs
 from lfs_cli.training.memory import along_layers, resolved_for
 from lfs_cli.training.trace import fake_model, no_tokens, run_pass
 
@@ -47,8 +50,8 @@ BANDWIDTH_SHARE = 0.9
 KERNEL_SECONDS = 3e-6
 """Least time of a kernel."""
 
-LAUNCH_SECONDS = 85e-6
-"""What the host takes for one kernel, all of Python included."""
+LAUNCH_SECONDS = 125e-6
+"""What the host takes for all that is counted as one kernel here, Python included, outside of a CUDA graph."""
 
 LIST_KERNEL = 48
 """Tensors that one kernel takes of an operation on lists."""
@@ -87,7 +90,7 @@ def step_seconds(config: TrainConfig, gpu: GPU, dtype: torch.dtype, *, is_compil
     model, rows = resolved_for(config.model, "cuda"), config.passes_size
 
     def one_pass(layers: int) -> tuple[float, float]:
-        with fake_model(model.model_copy(update={"layers": layers})) as transformer:
+        with as_on_gpu(), fake_model(model.model_copy(update={"layers": layers})) as transformer:
             tokens_BT = no_tokens(transformer, rows)
             run_pass(transformer, tokens_BT, dtype)  # from the second pass on, gradients are added to
             kernels = _kernels_of(lambda: run_pass(transformer, tokens_BT, dtype), gpu, is_fused=is_compiled)
@@ -95,7 +98,8 @@ def step_seconds(config: TrainConfig, gpu: GPU, dtype: torch.dtype, *, is_compil
 
     busy, launching = along_layers(one_pass, model.layers)
     passes = config.batch_size // rows
-    return passes * max(busy, launching) + max(_update_times(config, gpu))
+    is_replayed, _ = choose_graphs(config, torch.device("cuda"), rows)
+    return passes * (busy if is_replayed else max(busy, launching)) + max(_update_times(config, gpu))
 
 
 def _update_times(config: TrainConfig, gpu: GPU) -> tuple[float, float]:

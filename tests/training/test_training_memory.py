@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lfs_cli.config import ModelConfig, TrainConfig
+from lfs_cli.config import ModelConfig, TrainConfig, load_config
 from lfs_cli.model import Transformer, next_token_loss
 from lfs_cli.model.device import precision
 from lfs_cli.optimizers import build_optimizers
@@ -103,6 +103,20 @@ def test_flash_attention_of_a_gpu_that_is_not_here_keeps_no_scores() -> None:
         for name in ("auto", "standard")
     )
     assert standard.step - flash.step > 4 * 4 * 1024**2 * 2  # four layers of four heads of bfloat16 scores
+
+
+MEASURED = [
+    ("gpt2_small.json", {"batch_size": 32}, 11.89),
+    ("gpt2_small.json", {"batch_size": 32, "model.residual_dtype": "float32"}, 13.20),
+    ("speedrun.json", {}, 12.98),
+]
+"""Gigabytes of a step beside weights and state, compiled, on one H200, 2026-11-29."""
+
+
+@pytest.mark.parametrize(("name", "changes", "measured"), MEASURED, ids=str)
+def test_a_step_on_a_gpu_holds_what_was_measured_on_one(name: str, changes: dict, measured: float) -> None:
+    config = load_config(TrainConfig, name, options=changes)
+    assert predict_memory(config, "cuda", torch.bfloat16).step / 1e9 == pytest.approx(measured, rel=0.1)
 
 
 def test_the_largest_microbatch_fits_and_the_next_does_not() -> None:
