@@ -21,7 +21,8 @@ Traffic:  reads w, g, m, v and writes w, m, v: 28 bytes a weight in float32, 2 m
 Waiting:  nothing here waits for the GPU, save the self-check, once a process. lr and the bias corrections are numbers
           of the host, so a CUDA graph would repeat those of the step that it recorded.
 Limits:   contiguous tensors on one GPU; weights of one type, gradients of one type. PyTorch does the rest.
-Unknown:  whether it beats torch.optim.AdamW(fused=True); `lfs bench kernels` tells.
+Measured: one H200, 2026-11-29, in a step of gpt2_small.json: 0.85 ms for 124M weights, 4.1 TB/s, where the operations
+          on lists took 2.8. Against torch.optim.AdamW(fused=True): not yet; `lfs bench kernels` tells.
 """
 
 import warnings

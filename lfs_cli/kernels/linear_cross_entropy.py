@@ -29,8 +29,9 @@ Where:    the kernel on CUDA GPUs; on other devices, without Triton and in float
           CPU's chunk fits its cache. torch.compile sees one opaque operation.
 Limits:   differentiable once. A target that is neither in the vocabulary nor ignored raises, or, in the kernel, makes
           the loss NaN rather than stop the GPU.
-Unknown:  the best chunk. Adding dW to what the earlier chunks left costs 8 C V bytes of traffic a chunk, beside
-          products of 6 C V FLOPs a row: by the data sheet of an H100 about 300 / rows of their time.
+Measured: one H200, 2026-11-29, 32,768 rows of 50,304 logits in bfloat16: the kernel takes 2.6 ms, 3.8 TB/s with both
+          readings, which the L2 cache does not save; 8,192 or more logits at once, or more warps, are slower. A step of
+          gpt2_small.json with chunks of 2^27 to 2^31 bytes: 63.7, 62.3, 62.0, 61.8 and 61.5 ms.
 """
 
 import warnings

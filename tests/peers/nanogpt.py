@@ -22,17 +22,18 @@ from lfs_cli.benchmarks.measure import Bench, Candidate
 from lfs_cli.config import ScheduleConfig, TrainConfig
 from lfs_cli.corpus.batches import Batches
 from lfs_cli.corpus.shards import Tokens
-from lfs_cli.model import Transformer, next_token_loss
+from lfs_cli.model import Transformer
 from lfs_cli.model.device import choose_compile, choose_device, choose_dtype, precision
 from lfs_cli.optimizers import build_optimizers, build_schedule
 from lfs_cli.runs.folder import DataFolder, RunFolder
 from lfs_cli.runs.journal import Journal, environment, write_json
 from lfs_cli.runs.observer import Observer
-from lfs_cli.runs.setup import prepare
+from lfs_cli.runs.setup import prepare, training_loss
 from lfs_cli.tokenizer import Tokenizer
 from lfs_cli.training.budget import Budget, lost_seconds
 from lfs_cli.training.cost import device_name, memory_bytes
 from lfs_cli.training.evaluate import evaluate
+from lfs_cli.training.graphs import WARM_UPS, CudaRecorder, GraphedPass, choose_graphs
 from lfs_cli.training.step import Readback, StepRecord, train_step
 
 PEAK_LR, WEIGHT_DECAY, BETAS, CLIP = 6e-4, 0.1, (0.9, 0.95), 1.0
@@ -242,21 +243,18 @@ def time_steps(config: TrainConfig, clone: Path, shape: Shape, *, batch: int, se
     peer = Peer(clone, shape, PEAK_LR, device, dtype, is_compiled)
     model = Transformer(config.model).to(device)
     optimizers = build_optimizers(model, config.optimizer)
-
-    def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with precision(device, dtype):
-            hidden_BTC = model.hidden(tokens_BT)
-            return next_token_loss(hidden_BTC, model.head_weight, targets_BT, softcap=model.config.logit_softcap)
-
-    function, weights = torch.compile(loss) if is_compiled else loss, list(model.parameters())
+    loss, weights = training_loss(model, config, device, dtype), list(model.parameters())
+    is_replayed, _ = choose_graphs(config, device, batch)
+    one_pass = GraphedPass(loss, model, CudaRecorder(device)) if is_replayed else None
 
     def step() -> None:
-        train_step(function, weights, optimizers, *batches, passes=1, clip=config.clip)
+        train_step(loss, weights, optimizers, *batches, passes=1, clip=config.clip, one_pass=one_pass)
 
     held = {"lfs": (weights, optimizers), "nanogpt": (list(peer.model.parameters()), [peer.optimizer])}
     candidates = [Candidate("lfs", step), Candidate("nanogpt", lambda: peer.step(*batches, passes=1))]
-    for candidate in candidates:  # compiled, and with what the optimizers remember, before anything is measured
-        candidate.run()
+    for candidate in candidates:  # compiled, recorded, and with what the optimizers remember, before it is measured
+        for _ in range(WARM_UPS + 1):
+            candidate.run()
     found = Bench(device, dtype, repeats=30, max_seconds=seconds).measure("steps", candidates)
     rows = []
     for name, result in found.items():
