@@ -9,6 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lfs_cli.errors import DeviceError
+from lfs_cli.kernels.operation import as_on_gpu
+
+__all__ = [
+    "as_on_gpu",
+    "choose_compile",
+    "choose_device",
+    "choose_dtype",
+    "compiled_call",
+    "is_out_of_memory",
+    "precision",
+    "release_memory",
+]
 
 KINDS_OF_BLOCKS = 32
 """With and without gradients, with and without a window, a table of values, a document: far more than any model has."""

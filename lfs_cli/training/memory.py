@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 
 from lfs_cli.config import ModelConfig, TrainConfig
-from lfs_cli.kernels.operation import as_on_gpu
+from lfs_cli.model.device import as_on_gpu
 from lfs_cli.model.loss import chunk_bytes
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.trace import fake_model, no_tokens, optimizer_bytes, peak_bytes, run_pass

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lfs_cli.config import TrainConfig
-from lfs_cli.kernels.operation import as_on_gpu
+from lfs_cli.model.device import as_on_gpu
 from lfs_cli.optimizers import AdamW, Optimizer, build_optimizers, clip_scale, step_scaled
 from lfs_cli.training.gpus import GPU
 from lfs_cli.training.graphs import choose_graphs
