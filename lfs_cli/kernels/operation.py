@@ -34,17 +34,27 @@ def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
     return register
 
 
-_assumed = SimpleNamespace(gpu=False)
+_assumed = SimpleNamespace(gpu=False, compiler=False)
 
 
 @contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """Within the block, take the paths of a CUDA GPU, whatever the device: for traces of tensors without numbers."""
-    before, _assumed.gpu = _assumed.gpu, True
+def as_on_gpu(*, is_compiled: bool) -> Iterator[None]:
+    """Within the block, take the paths of a CUDA GPU, whatever the device: for traces of tensors without numbers.
+
+    Args:
+        is_compiled: Take a kernel also for what torch.compile would make one of.
+    """
+    before = dict(vars(_assumed))
+    _assumed.gpu, _assumed.compiler = True, is_compiled
     try:
         yield
     finally:
-        _assumed.gpu = before
+        vars(_assumed).update(before)
+
+
+def as_compiled() -> bool:
+    """Return whether this is a trace of what torch.compile would make of the steps."""
+    return _assumed.compiler
 
 
 def on_gpu(x: Tensor) -> bool:

@@ -20,8 +20,9 @@ Layout:   a program owns whole rows, as many as make a tile of about `TILE` numb
 Traffic:  forward reads x and residual and writes h and y, each once; backward reads h, dy and dh and writes one tensor.
           These bytes over the memory bandwidth are the floor of the time.
 Limits:   C <= 16,384, float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton.
-Where:    what is not compiled: torch.compile makes one pass of a norm and the sum before it, at 4 TB/s on an H200
-          (2026-11-29, gpt2_small.json), and of its backward and the sum after it.
+Where:    not in the model: torch.compile makes one pass of a norm and the sum before it, at 4 TB/s on an H200
+          (2026-11-29, gpt2_small.json), and one of its backward and the sum after it. Forecasts of memory take it for
+          what the compiler makes.
 """
 
 from typing import Any

@@ -20,6 +20,9 @@ from lfs_cli.training.step import Readback, StepRecord
 RECENT_STEPS = 20
 """Steps over which the speed is averaged."""
 
+RISE = 1.01
+"""Times its lowest value at which a validation loss has risen: less is the noise of evaluations."""
+
 
 class Recorder:
     """Turns numbers on the device into records, and keeps the run's time and `Progress`.
@@ -54,6 +57,7 @@ class Recorder:
         self._pending: tuple[int, float, Readback] | None = None
         self._is_warm = False
         self._last_lap = 0.0
+        self._last_evaluation: Evaluation | None = None
         self._lap = time.perf_counter()
         self.go_back()
 
@@ -138,10 +142,29 @@ class Recorder:
         if not isfinite(found.loss):
             raise AnomalyError(found.step, "validation loss is not a number")
         self._journal.append(found.line())
+        self._last_evaluation = found
         self.progress.evaluated = found.step
         if not self.progress.best or found.loss < self.progress.best["loss"]:
             self.progress.best = found.line()
         self.observer.evaluation(found)
+
+    def tell_of_a_rise(self, text_tokens: int) -> None:
+        """Warn when the validation loss has risen since its lowest: the model learns its text by heart.
+
+        Args:
+            text_tokens: Tokens of the training text.
+
+        Source: Muennighoff et al., "Scaling Data-Constrained Language Models", 2023 (arXiv:2305.16264): up to about
+        four readings are worth nearly as much as new text.
+        """
+        best, last = self.progress.best, self._last_evaluation
+        if last is None or not best or last.loss < RISE * best["loss"]:
+            return
+        times = self.progress.step * self.config.batch_tokens / text_tokens
+        self.observer.warning(
+            f"validation loss was lowest after step {best['step']:,} ({best['loss']:.4f}) and rose to {last.loss:.4f}; "
+            f"the run read its text {times:,.1f} times: fewer steps, or more text, would have done better"
+        )
 
     def wrote(self, text: str) -> None:
         """Keep what the model wrote after the step recorded last."""

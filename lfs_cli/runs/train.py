@@ -172,6 +172,8 @@ def _train(
                     problem, hint = _explain(anomaly, config, run, setup, progress)
                     break
     status = "diverged" if problem else "finished" if is_complete else "stopped"
+    if status == "finished":
+        recorder.tell_of_a_rise(setup.identity["text"]["tokens"])
     result = _result(
         run,
         setup,

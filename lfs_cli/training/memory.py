@@ -67,8 +67,10 @@ def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimize
     model, rows = resolved_for(config.model, device_type), config.passes_size
     passes = min(2, config.batch_size // rows)  # from the second on, gradients are there from the beginning
 
+    how = {"dtype": dtype, "is_compiled": bool(config.compile)}  # `auto` compiles on a GPU
+
     def traced(layers: int) -> tuple[int]:
-        return (_step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, dtype),)
+        return (_step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, **how),)
 
     (step,) = along_layers(traced, model.layers)
     weights = 4 * parameter_count(model)
@@ -114,7 +116,9 @@ def resolved_for(model: ModelConfig, device_type: str) -> ModelConfig:
     return model.model_copy(update={"attention": "flash" if device_type == "cuda" else "standard"})
 
 
-def _step_bytes(model: ModelConfig, rows: int, passes: int, device_type: str, dtype: torch.dtype) -> int:
+def _step_bytes(
+    model: ModelConfig, rows: int, passes: int, device_type: str, dtype: torch.dtype, is_compiled: bool
+) -> int:
     """Return the peak of what the passes hold beside weights and state."""
 
     def step() -> None:
@@ -122,7 +126,7 @@ def _step_bytes(model: ModelConfig, rows: int, passes: int, device_type: str, dt
         for _ in range(passes):
             run_pass(transformer, tokens_BT, dtype)
 
-    taken = as_on_gpu() if device_type == "cuda" else nullcontext()
+    taken = as_on_gpu(is_compiled=is_compiled) if device_type == "cuda" else nullcontext()
     with taken, fake_model(model) as transformer:
         chunk = chunk_bytes(device_type, dtype, rows * model.context_length, model.vocab_size)
         return peak_bytes(step, {torch.ops.lfs.linear_cross_entropy.default: chunk})

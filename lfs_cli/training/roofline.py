@@ -90,7 +90,7 @@ def step_seconds(config: TrainConfig, gpu: GPU, dtype: torch.dtype, *, is_compil
     model, rows = resolved_for(config.model, "cuda"), config.passes_size
 
     def one_pass(layers: int) -> tuple[float, float]:
-        with as_on_gpu(), fake_model(model.model_copy(update={"layers": layers})) as transformer:
+        with as_on_gpu(is_compiled=is_compiled), fake_model(model.model_copy(update={"layers": layers})) as transformer:
             tokens_BT = no_tokens(transformer, rows)
             run_pass(transformer, tokens_BT, dtype)  # from the second pass on, gradients are added to
             kernels = _kernels_of(lambda: run_pass(transformer, tokens_BT, dtype), gpu, is_fused=is_compiled)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -534,3 +535,24 @@ def test_compiled_blocks_train_as_blocks_do(
     result = train_tiny(tiny(compile="blocks"))
     assert len(called) > 8  # at each step, and in evaluations
     assert_same(folder_of(result), whole)
+
+
+@pytest.mark.parametrize(("last", "is_told"), [(2.021, True), (2.019, False), (1.0, False)])
+def test_a_loss_that_rises_at_the_end_is_told(
+    last: float, is_told: bool, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, last])
+    real = training.evaluate
+
+    def evaluate(*inputs: Any, **more: Any) -> Any:
+        return replace(real(*inputs, **more), loss=next(losses))
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    watcher = Watcher()
+    train_tiny(tiny(), observer=watcher)
+    told = [text for text in watcher.warnings if "validation loss" in text]
+    if is_told:
+        (text,) = told
+        assert "lowest after step 4 (2.0000) and rose to 2.0210; the run read its text 0.0 times" in text
+    else:
+        assert told == []
