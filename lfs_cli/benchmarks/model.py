@@ -178,7 +178,8 @@ def _candidates(
     training: Training, variant: Variant, parts: Sequence[str], config: ModelConfig, batch: int, bench: Bench
 ) -> list[Candidate]:
     """Return the parts of a variant, compiled beforehand: neither time nor memory of that is counted."""
-    held = predict_memory(TrainConfig(model=config, batch_size=batch), bench.device.type, variant.dtype)
+    asked = TrainConfig(model=config, batch_size=batch, compile=variant.mode == "compiled")
+    held = predict_memory(asked, bench.device.type, variant.dtype)
     candidates = training.candidates(variant, parts, held.step)
     reason = _unavailable(variant, bench.device)
     if reason is not None:
