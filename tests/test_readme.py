@@ -93,6 +93,7 @@ def settings() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, default, meaning in explain(TrainConfig):
         shown = "derived" if default == "derived" else f"`{default}`"
+        meaning = " ".join(meaning.split())  # a row of a table is one line
         rows.append(f"| `{name}` | {shown} | {meaning} |".replace("<|endoftext|>", "<\\|endoftext\\|>"))
     return "\n".join(rows) + "\n"
 

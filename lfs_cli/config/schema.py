@@ -420,12 +420,17 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> "TrainConfig":
+    def _settings_fit_together(self) -> "TrainConfig":
         if self.batch_size % self.passes_size:
             fitting = max(n for n in range(1, min(self.batch_size, self.passes_size) + 1) if self.batch_size % n == 0)
             raise ConfigError(
                 f"`batch_size` ({self.batch_size}) is not a multiple of `microbatch` ({self.microbatch})",
                 hint=f"set `microbatch` to {fitting}",
+            )
+        if self.compile == "blocks" and self.model.checkpointing == "selective":
+            raise ConfigError(
+                "`model.checkpointing` is `selective`, and sees no products inside of blocks that `compile=blocks` compiles",
+                hint="try `--set compile=auto`, or `--set model.checkpointing=full`",
             )
         smallest = 256 + len(self.data.special_tokens)
         if self.data.tokenizer is None and self.model.vocab_size < smallest:

@@ -34,7 +34,7 @@ def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
     return register
 
 
-_assumed = SimpleNamespace(gpu=False, compiler=False)
+_assumed = SimpleNamespace(gpu=None, compiler=False)
 
 
 @contextmanager
@@ -52,6 +52,16 @@ def as_on_gpu(*, is_compiled: bool) -> Iterator[None]:
         vars(_assumed).update(before)
 
 
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within the block, take the paths that call each layer by itself, on a GPU too: for those who watch layers."""
+    before, _assumed.gpu = _assumed.gpu, False
+    try:
+        yield
+    finally:
+        _assumed.gpu = before
+
+
 def as_compiled() -> bool:
     """Return whether this is a trace of what torch.compile would make of the steps."""
     return _assumed.compiler
@@ -59,7 +69,7 @@ def as_compiled() -> bool:
 
 def on_gpu(x: Tensor) -> bool:
     """Return whether ``x`` is, or is to be taken to be, on a CUDA GPU."""
-    return x.is_cuda or _assumed.gpu
+    return x.is_cuda if _assumed.gpu is None else _assumed.gpu
 
 
 def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:

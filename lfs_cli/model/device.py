@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lfs_cli.errors import DeviceError
-from lfs_cli.kernels.operation import as_on_gpu
+from lfs_cli.kernels.operation import as_on_gpu, as_written
 
 __all__ = [
     "as_on_gpu",
+    "as_written",
     "choose_compile",
     "choose_device",
     "choose_dtype",

@@ -26,6 +26,8 @@ CHANGES = {
     "data.tokenizer": Change.HARMLESS,  # whether it is the one of the checkpoint is told by its hash
     "model": Change.REFUSED,
     "model.attention": Change.FELT,  # another backend rounds in another order
+    "model.checkpointing": Change.HARMLESS,
+    "model.residual_dtype": Change.FELT,  # as does another type
     "optimizer": Change.REFUSED,
     "optimizer.lr": Change.FELT,
     "optimizer.options": Change.FELT,

@@ -18,6 +18,8 @@ class Progress:
         seconds: Seconds of the training steps.
         warm_steps: Steps but the first of each start, in which kernels are compiled.
         warm_seconds: Their seconds.
+        cold_steps: First steps of each start.
+        cold_seconds: Their seconds.
         recent: Seconds of each of the last warm steps.
         evaluated: Step of the last evaluation.
         best: The record of the evaluation with the lowest loss.
@@ -35,6 +37,8 @@ class Progress:
     seconds: float = 0.0
     warm_steps: int = 0
     warm_seconds: float = 0.0
+    cold_steps: int = 0
+    cold_seconds: float = 0.0
     recent: list[float] = field(default_factory=list)
     evaluated: int = 0
     best: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class Progress:
             KeyError: When it lacks a field.
             TypeError: When one is of another kind.
         """
-        record = {"microbatch": {}} | record  # checkpoints of before it could be chosen lack it
+        record = {"microbatch": {}, "cold_steps": 0, "cold_seconds": 0.0} | record  # older checkpoints lack them
         _check(record)
         for item in fields(self):
             value = record[item.name]
@@ -68,7 +72,7 @@ class Progress:
 
     def lost(self) -> float:
         """Return the seconds of compiling, which the schedule of a run on the clock leaves out."""
-        return lost_seconds(self.step - self.warm_steps, self.seconds - self.warm_seconds, self.recent)
+        return lost_seconds(self.cold_steps, self.cold_seconds, self.recent)
 
     def is_best(self) -> bool:
         """Whether the lowest validation loss so far was measured after the last step."""

@@ -149,7 +149,7 @@ class Recorder:
         self.observer.evaluation(found)
 
     def tell_of_a_rise(self, text_tokens: int) -> None:
-        """Warn when the validation loss has risen since its lowest: the model learns its text by heart.
+        """Warn when the validation loss has risen since its lowest, most often as the model learns its text by heart.
 
         Args:
             text_tokens: Tokens of the training text.
@@ -161,9 +161,10 @@ class Recorder:
         if last is None or not best or last.loss < RISE * best["loss"]:
             return
         times = self.progress.step * self.config.batch_tokens / text_tokens
+        advice = "fewer steps, or more text, would have done better" if times > 1 else "try a lower learning rate"
         self.observer.warning(
             f"validation loss was lowest after step {best['step']:,} ({best['loss']:.4f}) and rose to {last.loss:.4f}; "
-            f"the run read its text {times:,.1f} times: fewer steps, or more text, would have done better"
+            f"the run read its text {times:,.1f} times: {advice}"
         )
 
     def wrote(self, text: str) -> None:
@@ -233,4 +234,7 @@ class Recorder:
             self.progress.recent[:] = [*self.progress.recent[1 - RECENT_STEPS :], seconds]
             self.progress.warm_steps += 1
             self.progress.warm_seconds += seconds
+        else:
+            self.progress.cold_steps += 1
+            self.progress.cold_seconds += seconds
         self._is_warm = True

@@ -303,13 +303,15 @@ def _went_back(anomaly: AnomalyError, config: TrainConfig, run: RunFolder, setup
     if config.anomaly.policy != "rollback":
         return False
     progress = recorder.progress
-    batch, seconds = batch_of(anomaly.step, progress.skipped), progress.seconds
+    batch = batch_of(anomaly.step, progress.skipped)
+    seconds, cold = progress.seconds, (progress.cold_steps, progress.cold_seconds)
     rows = rows_at_once(config, progress)
     last = run.checkpoint_steps()[-1]
     if recorder.returns(last) >= config.anomaly.repeats:
         return False
     load_checkpoint(config, run.checkpoint(last), setup, progress, recorder.observer)
     progress.seconds = seconds  # they have passed
+    progress.cold_steps, progress.cold_seconds = cold
     recorder.go_back()
     if rows_at_once(config, progress) != rows:  # the memory is still as short as it was found to be
         recorder.microbatch(rows, "out of memory before a rollback")

@@ -29,7 +29,17 @@ from lfs_cli.runs.stop import Stop
 from lfs_cli.runs.train import train_run
 from lfs_cli.training.randomness import seed_everything
 
-TIMES = {"seconds", "warm_steps", "warm_seconds", "recent", "tokens_per_second", "mfu", "memory_bytes"}
+TIMES = {
+    "seconds",
+    "warm_steps",
+    "warm_seconds",
+    "cold_steps",
+    "cold_seconds",
+    "recent",
+    "tokens_per_second",
+    "mfu",
+    "memory_bytes",
+}
 """What records say of the clock and the machine, which is not the same twice."""
 
 

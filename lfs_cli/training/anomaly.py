@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from lfs_cli.model.device import as_written
 from lfs_cli.training.step import LossFunction
 
 LEAST_SPREAD = 0.02
@@ -105,7 +106,8 @@ def first_bad_layer(
     hooks = [module.register_forward_hook(look) for module in names]
     try:
         for tokens, targets in zip(tokens_BT.chunk(passes), targets_BT.chunk(passes), strict=True):
-            loss = loss_function(tokens, targets) / passes
+            with as_written():
+                loss = loss_function(tokens, targets) / passes
             if found:
                 return found[0]
             if not loss.isfinite():

@@ -187,6 +187,13 @@ CASES = {
         "did you mean `model.layers`?",
         "train tiny.json --set model.layers=2",
     ),
+    "blocks compiled around what is to be kept": Case(
+        "train tiny.json --set compile=blocks --set model.checkpointing=selective",
+        2,
+        "`model.checkpointing` is `selective`, and sees no products inside of blocks that `compile=blocks` compiles",
+        "try `--set compile=auto`, or `--set model.checkpointing=full`",
+        "train tiny.json --set compile=auto --set model.checkpointing=selective",
+    ),
     "misspelled registered name": Case(
         "train tiny.json --set optimizer.0.name=adam",
         2,

@@ -194,7 +194,7 @@ def race(
             "params_M": sum(weight.numel() for weight in peer.model.parameters()) / 1e6,
             "tokens_M": step * config.batch_tokens / 1e6,
             "val_bits_per_byte": best.bits_per_byte,
-            "tokens_per_second": step * config.batch_tokens / seconds,
+            "tokens_per_second": max(1, step - 1) * config.batch_tokens / (seconds - first or seconds),
             "minutes": seconds / 60,
             "device": device_name(device),
             "run": run.name,

@@ -25,9 +25,11 @@ HARMLESS = {
     "sampling",
     "verify_steps",
     "cuda_graphs",
+    "model.checkpointing",
 }
 FELT = {
     "model.attention",
+    "model.residual_dtype",
     "optimizer.lr",
     "optimizer.options",
     "schedule",

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
@@ -138,6 +138,34 @@ def test_max_time_ends_the_run_with_the_schedule_at_its_end(train_tiny: Train, m
     assert (longer.steps, longer.seconds) == (40, pytest.approx(2.0))
     assert steps_of(run, "step") == list(range(1, 41))
     assert records(run, "step")[-1]["lr"] == pytest.approx(0.01 * 0.1)
+
+
+def test_compiling_leaves_the_warm_up_of_the_clock_alone(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ticks() -> Iterator[float]:
+        yield from (0.0, 0.0)
+        yield from count(10.0, 0.05)  # the first step takes ten seconds
+
+    clock = ticks()
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    often = {"steps": 10_000_000, "eval_every": 10_000_000, "checkpoint_every": 10_000_000}
+    schedule = {"schedule__warmup": 0.5, "schedule__name": "linear", "schedule__final": 0.0}
+    run = folder_of(train_tiny(tiny(**often, **schedule, max_time="12s")))
+    first, *rates = [record["lr"] for record in records(run, "step")]
+    assert len(rates) == 40
+    assert max(rates) == pytest.approx(0.01, rel=0.1)
+    assert rates.index(max(rates)) == pytest.approx(20, abs=2)
+    assert first < rates[3] < 0.003
+    step = records(run, "step")[0]
+    assert step["tokens_per_second"] == pytest.approx(step["tokens"] / step["seconds"])
+
+
+def test_a_rollback_on_the_clock_does_not_set_the_schedule_back(poison: Callable[..., None], train_tiny: Train) -> None:
+    poison(float("nan"), 2)  # back to the beginning, where nothing was compiled yet
+    changes = {"anomaly__policy": "rollback", "checkpoint_every": 100, "eval_every": 100}
+    run = folder_of(train_tiny(tiny(**changes)))
+    state = json.loads((run.checkpoint(8) / "state.json").read_text())["progress"]
+    assert state["cold_steps"] == 1
+    assert 0 < state["cold_seconds"] < state["seconds"]
 
 
 # Wrong numbers
@@ -537,9 +565,17 @@ def test_compiled_blocks_train_as_blocks_do(
     assert_same(folder_of(result), whole)
 
 
-@pytest.mark.parametrize(("last", "is_told"), [(2.021, True), (2.019, False), (1.0, False)])
+RISES = [
+    (2.021, 1e9, "try a lower learning rate"),
+    (2.021, 10, "fewer steps, or more text, would have done better"),
+    (2.019, 10, ""),
+    (1.0, 10, ""),
+]
+
+
+@pytest.mark.parametrize(("last", "text_tokens", "advice"), RISES)
 def test_a_loss_that_rises_at_the_end_is_told(
-    last: float, is_told: bool, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+    last: float, text_tokens: float, advice: str, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, last])
     real = training.evaluate
@@ -548,11 +584,12 @@ def test_a_loss_that_rises_at_the_end_is_told(
         return replace(real(*inputs, **more), loss=next(losses))
 
     monkeypatch.setattr(training, "evaluate", evaluate)
+    told = recorder.Recorder.tell_of_a_rise
+    monkeypatch.setattr(recorder.Recorder, "tell_of_a_rise", lambda self, _: told(self, text_tokens))
     watcher = Watcher()
     train_tiny(tiny(), observer=watcher)
-    told = [text for text in watcher.warnings if "validation loss" in text]
-    if is_told:
-        (text,) = told
-        assert "lowest after step 4 (2.0000) and rose to 2.0210; the run read its text 0.0 times" in text
-    else:
-        assert told == []
+    texts = [text for text in watcher.warnings if "validation loss" in text]
+    assert len(texts) == bool(advice)
+    for text in texts:
+        assert "lowest after step 4 (2.0000) and rose to 2.0210; the run read its text" in text
+        assert text.endswith(f"{8 * 64 / text_tokens:.1f} times: {advice}")

@@ -6,8 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
+from lfs_cli.config import ModelConfig
+from lfs_cli.model import Transformer, next_token_loss
+from lfs_cli.model.device import as_on_gpu
 from lfs_cli.training.anomaly import LEAST_SPREAD, Watch, first_bad_layer
 
 
@@ -122,3 +125,19 @@ def test_looking_changes_nothing() -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert all(weight.grad is None for weight in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["attention.query", "attention.key_norm", "feed_forward.up", "feed_forward.down"])
+def test_the_layer_is_named_also_where_a_gpu_computes_several_at_once(name: str) -> None:
+    model = Transformer(ModelConfig(vocab_size=50, context_length=8, width=16, layers=2, heads=2, qk_norm=True))
+    layer = model.blocks[1].get_submodule(name)
+    real = layer.forward
+    layer.forward = lambda x: real(x) * nan
+    tokens_BT = torch.randint(50, (2, 8))
+
+    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
+        return next_token_loss(model.hidden(tokens), model.head_weight, targets)
+
+    with as_on_gpu(is_compiled=False):
+        found = first_bad_layer(model, loss, tokens_BT, tokens_BT, passes=1)
+    assert found == f"the output of `blocks.1.{name}`"
