@@ -429,7 +429,7 @@ class TrainConfig(Settings):
             )
         if self.compile == "blocks" and self.model.checkpointing == "selective":
             raise ConfigError(
-                "`model.checkpointing` is `selective`, and sees no products inside of blocks that `compile=blocks` compiles",
+                "`model.checkpointing` is `selective`, and sees no products in blocks that `compile=blocks` compiles",
                 hint="try `--set compile=auto`, or `--set model.checkpointing=full`",
             )
         smallest = 256 + len(self.data.special_tokens)

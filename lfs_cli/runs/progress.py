@@ -60,7 +60,8 @@ class Progress:
             KeyError: When it lacks a field.
             TypeError: When one is of another kind.
         """
-        record = {"microbatch": {}, "cold_steps": 0, "cold_seconds": 0.0} | record  # older checkpoints lack them
+        later: dict[str, Any] = {"microbatch": {}, "cold_steps": 0, "cold_seconds": 0.0}  # than the first checkpoints
+        record = later | record
         _check(record)
         for item in fields(self):
             value = record[item.name]

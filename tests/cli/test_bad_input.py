@@ -190,7 +190,7 @@ CASES = {
     "blocks compiled around what is to be kept": Case(
         "train tiny.json --set compile=blocks --set model.checkpointing=selective",
         2,
-        "`model.checkpointing` is `selective`, and sees no products inside of blocks that `compile=blocks` compiles",
+        "`model.checkpointing` is `selective`, and sees no products in blocks that `compile=blocks` compiles",
         "try `--set compile=auto`, or `--set model.checkpointing=full`",
         "train tiny.json --set compile=auto --set model.checkpointing=selective",
     ),
