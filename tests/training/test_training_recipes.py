@@ -1,6 +1,7 @@
 """Recipes as a whole: fast ways equal plain ones over 200 steps, a seed gives the same losses, and configs train."""
 
 import json
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 from lfs_cli.cli.app import app
 from lfs_cli.config import ModelConfig, OptimizerGroup, ScheduleConfig
 from lfs_cli.corpus.batches import document_lengths
-from lfs_cli.model import Transformer, next_token_loss
+from lfs_cli.model import Transformer, cross_entropy, next_token_loss
+from lfs_cli.model.device import as_written, precision
 from lfs_cli.optimizers import Optimizer, build_optimizers, build_schedule
+from lfs_cli.training.graphs import CudaRecorder, GraphedPass
 from lfs_cli.training.step import train_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -87,6 +90,55 @@ def test_updates_of_many_weights_give_the_losses_of_single_ones() -> None:
 def test_the_compiled_step_gives_the_losses_of_the_plain_one() -> None:
     compiled = losses_of(Transformer(EVERYTHING), RECIPE, compiles=True)
     assert compiled == pytest.approx(plain_losses(True), rel=2e-3, abs=1e-3)
+
+
+def losses_by(path: str, device: torch.device) -> torch.Tensor:
+    """Train a model of another size in bfloat16 for 200 steps, and return their losses.
+
+    Args:
+        path: `fast` for kernels, stacked products, compiler, graphs and the update in one launch; `plain` for none.
+        device: Where.
+    """
+    shape = {"vocab_size": 512, "context_length": 128, "width": 128, "layers": 3, "heads": 2, "qk_norm": True}
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**shape, attention="auto" if path == "fast" else "reference")).to(device)
+    (optimizer,) = build_optimizers(model, [OptimizerGroup(lr=0.003)])
+    if path == "plain":
+        optimizer.update_many = partial(Optimizer.update_many, optimizer)
+
+    def loss(tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        with precision(device, torch.bfloat16):
+            if path == "fast":
+                return next_token_loss(model.hidden(tokens_BT), model.head_weight, targets_BT)
+            return cross_entropy(model(tokens_BT), targets_BT)
+
+    function, one_pass = loss, None
+    if path == "fast" and device.type == "cuda":
+        function = torch.compile(loss)
+        one_pass = GraphedPass(function, model, CudaRecorder(device))
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(STEPS):
+        starts_B1 = torch.randint(512, (16, 1), generator=generator)
+        text = (starts_B1 + 7 * torch.arange(129)) % 512
+        noise = torch.randint(512, text.shape, generator=generator)  # so that there is a loss to the end
+        text = torch.where(torch.rand(text.shape, generator=generator) < 0.3, noise, text).to(device)
+        batch = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+        with nullcontext() if path == "fast" else as_written():
+            numbers = train_step(
+                function, list(model.parameters()), [optimizer], *batch, passes=2, clip=1.0, one_pass=one_pass
+            )
+        losses.append(numbers[0])
+    return torch.stack(losses).cpu()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of compilers
+def test_the_fast_path_of_a_gpu_gives_the_losses_of_the_plain_one() -> None:
+    fast, plain = (losses_by(path, torch.device("cuda")) for path in ("fast", "plain"))
+    assert plain[-10:].mean() < 0.8 * plain[:10].mean()
+    torch.testing.assert_close(fast, plain, rtol=0.01, atol=0.01)  # a few roundings of bfloat16
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.json")))
