@@ -103,7 +103,7 @@ def _loss_and_gradient(
         v = start + tl.arange(0, BLOCK_V)
         z = tl.load(logits_ptr + v, mask=v < stride, other=0.0).to(tl.float32)
         if softcap is not None:
-            z = _capped(z, softcap)
+            z = _capped(tl.where(v < V, z, 0.0), softcap)
         z = tl.where(v < V, z, MINUS_INFINITY)
         n = tl.maximum(m, z)
         shift = tl.where(n == MINUS_INFINITY, 0.0, n)  # a lane beyond a small vocabulary has seen nothing

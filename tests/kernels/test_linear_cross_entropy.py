@@ -83,6 +83,24 @@ def test_torch_agrees_with_the_reference() -> None:
     torch.testing.assert_close(reference_linear_cross_entropy(hidden, weight, targets), theirs)
 
 
+@pytest.mark.parametrize("how", OPTIONS, ids=str)
+def test_what_lies_behind_the_vocabulary_is_not_computed_with(how, device, monkeypatch) -> None:
+    """Memory that nothing has written may hold any bits: here signaling NaN, at which the interpreter stops."""
+    real = torch.empty
+
+    def filled(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = real(*args, **kwargs)
+        if tensor.dtype == torch.float32:
+            tensor.view(torch.int32).fill_(0x7FA00000)
+        return tensor
+
+    drawn = draw((17, 63, 8), torch.float32, device)
+    exact = run(reference_linear_cross_entropy, *(x.double() for x in drawn[:2]), drawn[2], **how)
+    monkeypatch.setattr(torch, "empty", filled)
+    for mine, right in zip(run(linear_cross_entropy, *drawn, **how), exact, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-5)
+
+
 def test_equal_runs_are_equal_to_the_bit_and_chunks_change_next_to_nothing(device, monkeypatch) -> None:
     drawn = draw((131, 40, 8), torch.float32, device)
     first, second = run(linear_cross_entropy, *drawn), run(linear_cross_entropy, *drawn)
