@@ -20,7 +20,6 @@ or asks it for a number, so CUDA graphs can hold it, after one call outside of t
 Order of this file: the choice, the self-check, operations and their gradients, public functions.
 """
 
-import warnings
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.kernels.operation import operation
+from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, warn_of_fault
 from lfs_cli.kernels.reference_attention import document_spans
 
 IMPLEMENTATIONS = ("hopper", "triton", "reference")
@@ -138,12 +137,7 @@ def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deter
             refusal = refusal or UNORDERED
         if refusal is None and name != "reference" and _key(step, name, q) not in _verdicts and not _is_capturing(q):
             refusal = _verdicts[_key(step, name, q)] = _self_check(step, name, q, k, how)
-            if refusal is not None:
-                warnings.warn(
-                    f"the {name} attention kernel fails its self-check on {q.device} and is not used: {refusal}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            warn_of_fault(f"{name} attention", q.device, refusal)
         if refusal is None:
             return _module(name)
     raise ValueError(f"flash_attention cannot run here: {refusal}")
@@ -169,23 +163,20 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
     options = _given(how | {"spans": None, "scale": D**-0.5})
     options |= {name: max(how[name], least) for name, least in (("window", 32), ("softcap", 1.0)) if name in options}
     kernel, reference = _module(name), _module("reference")
-    exact = reference.forward(q.double(), k.double(), v.double(), **options)
-    try:
+    wide = [x.double() for x in (q, k, v)]
+    exact = forward = reference.forward(*wide, **options)
+    if step == "backward":
+        exact = reference.backward(*wide, *forward, do.double(), **options)
+
+    def errors() -> list[float]:
         if step == "forward":
             ours = kernel.forward(q, k, v, **options)
         else:
-            o, L = exact[0].to(dtype), exact[1].float()
-            ours = kernel.backward(q, k, v, o, L, do, **options)
-            exact = reference.backward(*(x.double() for x in (q, k, v)), *exact, do.double(), **options)
-        errors = [float((x.double() - y).norm() / y.norm()) for x, y in zip(ours, exact, strict=True)]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a compiler may raise anything
-        message = (str(error).strip() or repr(error)).splitlines()[0]
-        return f"{type(error).__name__} in {step}: {message}"
-    if all(error <= LARGEST_ERROR[dtype] for error in errors):  # not max: it may pass over what is not a number
-        return None
-    return f"{step} is off by {', '.join(f'{error:.1%}' for error in errors)}, more than its type explains"
+            ours = kernel.backward(q, k, v, forward[0].to(dtype), forward[1].float(), do, **options)
+        return [float((x.double() - y).norm() / y.norm()) for x, y in zip(ours, exact, strict=True)]
+
+    fault = fault_of(errors, LARGEST_ERROR[dtype])
+    return fault and f"{step}: {fault}"
 
 
 def _given(how: dict[str, Any]) -> dict[str, Any]:
@@ -525,10 +516,9 @@ def _heads_last(x: Tensor) -> Tensor:
 def _cast(x: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, all in its type; float64 stays, as it does in torch's own operations."""
     tensors = (x, *more)
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+    if not torch.is_autocast_enabled(x.device.type):
         return tensors
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    return tuple(tensor.to(compute_dtype(x)) for tensor in tensors)
 
 
 def _flat_heads(qkv: Tensor, kv_heads: int | None) -> tuple[Tensor, int]:

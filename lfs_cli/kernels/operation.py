@@ -1,6 +1,7 @@
-"""What kernels need around them: to be one operation of torch, to know whether they can run, and how many to start."""
+"""What kernels need around them: to be one operation of torch, to know whether they can run, and are right."""
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,43 @@ def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cuda" and not _assumed.gpu and not (INTERPRETED and device_type == "cpu"):
         return f"it needs a CUDA GPU, and this is {device_type}"
     return None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which matrix products of ``x`` are taken: its own, or autocast's, which leaves float64."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
+
+
+def fault_of(errors_of: Callable[[], Sequence[float]], allowed: float) -> str | None:
+    """Say what is wrong with a kernel that runs on a small case, or None when nothing is.
+
+    Args:
+        errors_of: Runs it and returns how far each result is from the definition's, in any unit.
+        allowed: The largest error that rounding explains, in that unit.
+
+    Raises:
+        torch.OutOfMemoryError: Which says nothing about the kernel.
+    """
+    try:
+        errors = errors_of()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler may raise anything
+        return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    if all(error <= allowed for error in errors):  # not max: it may pass over what is not a number
+        return None
+    return f"it is off by {', '.join(f'{error:.2g}' for error in errors)}, and rounding explains {allowed:.2g}"
+
+
+def warn_of_fault(kernel: str, device: torch.device, fault: str | None) -> None:
+    """Warn that ``kernel`` is passed over for its ``fault``, if it has one: better a slow run than wrong numbers."""
+    if fault is not None:
+        warnings.warn(
+            f"the {kernel} kernel fails its self-check on {device} and is not used: {fault}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def programs_for(device: torch.device) -> int:

@@ -404,5 +404,5 @@ class Attention(nn.Module):
 
 
 def _turns_by_kernel(q_BTHD: Tensor) -> bool:
-    """On a GPU, where the compiler's backward takes ten times as long: it reads each gradient once for each use."""
+    """On a GPU, where the compiler's backward takes five times as long: it reads each gradient once for each use."""
     return on_gpu(q_BTHD)

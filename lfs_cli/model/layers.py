@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfs_cli.kernels.operation import on_gpu
+from lfs_cli.kernels.operation import compute_dtype, on_gpu
 
 
 def truncated_normal(weight: Tensor, sigma: float) -> None:
@@ -66,12 +66,6 @@ def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
 def pays_to_stack(x: Tensor) -> bool:
     """Return whether to multiply by several matrices at once: elsewhere, their copy costs more than it saves."""
     return on_gpu(x) and torch.is_grad_enabled()
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type in which matrix products of ``x`` are taken here: its own, or the one that autocast says."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class Embedding(nn.Module):

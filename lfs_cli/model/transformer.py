@@ -34,11 +34,12 @@ import torch
 from torch import Tensor, nn
 
 from lfs_cli.config import ModelConfig
+from lfs_cli.kernels.operation import compute_dtype
 from lfs_cli.model.attention import Attention, resolve_attention
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.checkpointing import checkpointed
 from lfs_cli.model.feed_forward import FEED_FORWARDS
-from lfs_cli.model.layers import Embedding, Linear, compute_dtype
+from lfs_cli.model.layers import Embedding, Linear
 from lfs_cli.model.norm import NORMS
 from lfs_cli.model.rope import RotaryEmbedding
 

@@ -371,7 +371,7 @@ def test_a_forward_that_is_wrong_is_passed_over_with_a_warning(hopper: Callable,
         o = flash_attention(*inputs)
     assert_same([o], [reference_attention(*inputs)])
     assert choose(*inputs)[0] == "reference"
-    assert "not hopper: forward is off by" in choose(*inputs)[1]
+    assert "not hopper: forward: it is off by" in choose(*inputs)[1]
     flash_attention(*inputs)
     assert kernel.calls == ["forward 64"]
 
@@ -379,7 +379,7 @@ def test_a_forward_that_is_wrong_is_passed_over_with_a_warning(hopper: Callable,
 def test_a_backward_that_is_wrong_is_passed_over_alone(hopper: Callable) -> None:
     kernel = hopper(wrong("backward", lambda dv: dv.flip(1)))
     inputs, do = draw(SHAPE, torch.float32, "cpu")
-    with pytest.warns(RuntimeWarning, match="not used: backward is off by"):
+    with pytest.warns(RuntimeWarning, match="not used: backward: it is off by"):
         ours = run(flash_attention, inputs, do)
     assert_same(ours, run(reference_attention, inputs, do))
     assert kernel.calls == ["forward 64", "forward 21", "backward 64"]
@@ -391,7 +391,7 @@ def test_a_kernel_that_does_not_compile_is_passed_over(hopper: Callable) -> None
 
     hopper(fail)
     inputs, _ = draw(SHAPE, torch.float32, "cpu")
-    with pytest.warns(RuntimeWarning, match="not used: NotImplementedError in forward: no such layout$"):
+    with pytest.warns(RuntimeWarning, match="not used: forward: NotImplementedError: no such layout$"):
         flash_attention(*inputs)
 
 
@@ -424,7 +424,7 @@ def test_a_kernel_asked_for_by_name_is_not_replaced(hopper: Callable) -> None:
     inputs, _ = draw(SHAPE, torch.float32, "cpu")
     with (
         pytest.warns(RuntimeWarning, match="fails its self-check"),
-        pytest.raises(ValueError, match="flash_attention cannot run here: forward is off by"),
+        pytest.raises(ValueError, match="flash_attention cannot run here: forward: it is off by"),
     ):
         flash_attention(*inputs, implementation="hopper")
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lfs_cli.kernels.operation import compute_dtype
 from lfs_cli.model import (
     ATTENTION,
     FEED_FORWARDS,
@@ -237,3 +238,12 @@ def test_what_is_differentiable_once_is_not_wrong_twice(function) -> None:
 
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.square().sum().backward()
+
+
+def test_products_under_autocast_are_taken_in_its_type_but_for_float64() -> None:
+    numbers = [torch.ones(2, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.float64)]
+    assert [compute_dtype(x) for x in numbers] == [torch.float32, torch.float16, torch.float64]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [compute_dtype(x) for x in numbers]
+        assert found == [(x.unsqueeze(0) @ x.unsqueeze(1)).dtype for x in numbers]  # as torch has it
+    assert found == [torch.bfloat16, torch.bfloat16, torch.float64]
