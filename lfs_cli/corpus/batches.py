@@ -11,6 +11,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (Phil
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -127,6 +128,33 @@ class BatchesOnDevice(Batches):
         if self._is_short:
             window &= 0xFFFF  # ids from 32,768 on are negative as int16
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+
+class BatchesAhead(Batches):
+    """The same batches, of which a thread reads the next one while the last is worked on: for texts on the disk.
+
+    Args:
+        batches: Which batches.
+        pins: Put them where a GPU reads by itself, so that nobody waits for the copy.
+    """
+
+    def __init__(self, batches: Batches, *, pins: bool) -> None:
+        self.__dict__.update(batches.__dict__)
+        self._pins = pins
+        self._reader = ThreadPoolExecutor(1, "batches")
+        self._ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        if self._ahead is not None and self._ahead[0] == step:
+            asked = self._ahead[1]
+        else:  # the first one, or one that nobody could foresee
+            asked = self._reader.submit(self._read, step)
+        self._ahead = step + 1, self._reader.submit(self._read, step + 1)
+        return asked.result()
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor]:
+        tokens_BT, targets_BT = super().at(step)
+        return (tokens_BT.pin_memory(), targets_BT.pin_memory()) if self._pins else (tokens_BT, targets_BT)
 
 
 def sample_batch(

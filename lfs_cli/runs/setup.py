@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lfs_cli.config import DownloadConfig, TokenizeConfig, TrainConfig
 from lfs_cli.config.schema import END_OF_TEXT
-from lfs_cli.corpus.batches import Batches, BatchesOnDevice, document_lengths
+from lfs_cli.corpus.batches import Batches, BatchesAhead, BatchesOnDevice, document_lengths
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.corpus.sources import DATASETS
 from lfs_cli.errors import CheckpointError, ConfigError, DataError, DeviceError, did_you_mean
@@ -82,8 +82,6 @@ class Setup:
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Return tokens_BT and targets_BT of a training batch on the device; on CUDA they are only under way."""
         tokens_BT, targets_BT = self.batches.at(number)
-        if self.device.type == "cuda" and not tokens_BT.is_cuda:  # without waiting, which needs pinned memory
-            tokens_BT, targets_BT = tokens_BT.pin_memory(), targets_BT.pin_memory()
         return tokens_BT.to(self.device, non_blocking=True), targets_BT.to(self.device, non_blocking=True)
 
 
@@ -111,7 +109,7 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
         Tokens.open(prepared.tokens, split, tokenizer_hash=tokenizer.hash) for split in ("train", "valid")
     )
     shape = {"batch_size": config.batch_size, "context_length": config.model.context_length, "seed": config.seed}
-    batches, valid_batches = (_on_gpu(Batches(tokens, **shape), device) for tokens in (train_tokens, valid_tokens))
+    batches, valid_batches = (_for_device(Batches(tokens, **shape), device) for tokens in (train_tokens, valid_tokens))
 
     seed_everything(config.seed)
     model = Transformer(config.model).to(device)
@@ -205,12 +203,14 @@ def _check_room(config: TrainConfig, device: torch.device, folder: Path) -> None
         )
 
 
-def _on_gpu(batches: Batches, device: torch.device) -> Batches:
-    """Return ``batches`` cut on the GPU, if there is one and the text takes little of its memory and time to read."""
+def _for_device(batches: Batches, device: torch.device) -> Batches:
+    """Return ``batches`` so that no GPU waits for them: cut on it where the text takes little of it, or read ahead."""
     if device.type != "cuda":
         return batches
     most = min(MOST_TEXT_BYTES, torch.cuda.mem_get_info(device)[0] // 10)
-    return BatchesOnDevice(batches, device) if BatchesOnDevice.bytes_of(batches.tokens) <= most else batches
+    if BatchesOnDevice.bytes_of(batches.tokens) <= most:
+        return BatchesOnDevice(batches, device)
+    return BatchesAhead(batches, pins=True)
 
 
 def _machine_bytes() -> int:

@@ -121,7 +121,7 @@ def test_a_text_that_lies_on_the_device_gives_the_same_losses(
     tiny: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = records(Path(train_json(tiny)["rows"][0]["run"]), "step")
-    monkeypatch.setattr(setup, "_on_gpu", lambda batches, device: BatchesOnDevice(batches, device))
+    monkeypatch.setattr(setup, "_for_device", lambda batches, device: BatchesOnDevice(batches, device))
     quick = records(Path(train_json(tiny)["rows"][0]["run"]), "step")
     assert [line["loss"] for line in quick] == [line["loss"] for line in plain]
 

@@ -1,4 +1,5 @@
 import math
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfs_cli.corpus.batches import Batches, BatchesOnDevice, document_lengths, sample_batch
+from lfs_cli.corpus.batches import Batches, BatchesAhead, BatchesOnDevice, document_lengths, sample_batch
 from lfs_cli.corpus.shards import Tokens, write_shards
 from lfs_cli.errors import ConfigError, DataError
 
@@ -53,6 +54,31 @@ def test_windows_cut_on_the_device_are_the_same(
             assert window.device.type == device
             assert window.is_contiguous()
             assert torch.equal(window.cpu(), expected)
+
+
+def test_the_next_batch_is_read_by_a_thread_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, read = batches(), []
+    at = Batches.at
+
+    def watched(self: Batches, step: int):
+        read.append((step, threading.current_thread() is threading.main_thread()))
+        if step == 5:
+            raise DataError("the disk is gone", hint="find it")
+        return at(self, step)
+
+    expected = {step: plain.at(step) for step in (0, 1, 2, 3, 9)}
+    monkeypatch.setattr(Batches, "at", watched)
+    ahead = BatchesAhead(plain, pins=False)
+    for step in (0, 1, 2, 9, 3):  # with a jump forward and one back
+        for ours, right in zip(ahead.at(step), expected[step], strict=True):
+            assert torch.equal(ours, right)
+    ahead.at(4)
+    for _ in range(2):  # what fails is told when it is asked for, not before, and each time
+        with pytest.raises(DataError, match="the disk is gone"):
+            ahead.at(5)
+    ahead._reader.shutdown()
+    assert [step for step, _ in read] == [0, 1, 2, 3, 9, 10, 3, 4, 5, 6, 5, 6]
+    assert not any(by_main for _, by_main in read)
 
 
 @settings(max_examples=40, deadline=None)
