@@ -7,6 +7,7 @@ half of AdamW's memory. The authors advise a rate 3 to 10 times smaller than Ada
 import torch
 from torch import Tensor
 
+from lfs_cli.kernels.operation import on_gpu
 from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
 
 
@@ -41,6 +42,9 @@ class Lion(Optimizer):
         mean.lerp_(gradient, 1 - beta2)
 
     def update_many(self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group) -> None:
+        if not on_gpu(weights[0]):  # one by one, each stays in a CPU's cache: 10M weights take half the time or less
+            super().update_many(weights, gradients, states, group)
+            return
         (beta1, beta2), means = group["betas"], [state["mean"] for state in states]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         directions = torch._foreach_lerp(means, gradients, 1 - beta1)

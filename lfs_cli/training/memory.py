@@ -13,7 +13,7 @@ H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isqrt
 from typing import TypeVar
@@ -59,7 +59,7 @@ def predict_memory(config: TrainConfig, device_type: str, dtype: torch.dtype) ->
         device_type: Such as "cuda".
         dtype: Of the matrix products.
     """
-    return _predict(config, device_type, dtype, optimizer_bytes(config))
+    return _predict(config, device_type, dtype, _optimizer_bytes(config, device_type))
 
 
 def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimizer: tuple[int, int]) -> MemoryPrediction:
@@ -89,7 +89,7 @@ def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype
     """
     below_root = [n for n in range(1, isqrt(config.batch_size) + 1) if config.batch_size % n == 0]
     sizes = sorted({*below_root, *(config.batch_size // n for n in below_root)})
-    optimizer = optimizer_bytes(config)
+    optimizer = _optimizer_bytes(config, device_type)
     low, high = 0, len(sizes)  # all sizes before `low` fit, none from `high` on
     while low < high:
         middle = (low + high) // 2
@@ -116,6 +116,15 @@ def resolved_for(model: ModelConfig, device_type: str) -> ModelConfig:
     return model.model_copy(update={"attention": "flash" if device_type == "cuda" else "standard"})
 
 
+def _optimizer_bytes(config: TrainConfig, device_type: str) -> tuple[int, int]:
+    with _as_on(device_type, is_compiled=False):
+        return optimizer_bytes(config)
+
+
+def _as_on(device_type: str, *, is_compiled: bool) -> AbstractContextManager[object]:
+    return as_on_gpu(is_compiled=is_compiled) if device_type == "cuda" else nullcontext()
+
+
 def _step_bytes(
     model: ModelConfig, rows: int, passes: int, device_type: str, dtype: torch.dtype, is_compiled: bool
 ) -> int:
@@ -126,7 +135,6 @@ def _step_bytes(
         for _ in range(passes):
             run_pass(transformer, tokens_BT, dtype)
 
-    taken = as_on_gpu(is_compiled=is_compiled) if device_type == "cuda" else nullcontext()
-    with taken, fake_model(model) as transformer:
+    with _as_on(device_type, is_compiled=is_compiled), fake_model(model) as transformer:
         chunk = chunk_bytes(device_type, dtype, rows * model.context_length, model.vocab_size)
         return peak_bytes(step, {torch.ops.lfs.linear_cross_entropy.default: chunk})

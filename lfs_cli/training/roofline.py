@@ -104,7 +104,7 @@ def step_seconds(config: TrainConfig, gpu: GPU, dtype: torch.dtype, *, is_compil
 
 def _update_times(config: TrainConfig, gpu: GPU) -> tuple[float, float]:
     """Return the seconds in which a GPU clips and updates, and in which the host launches that."""
-    with fake_model(config.model) as model:
+    with as_on_gpu(is_compiled=False), fake_model(config.model) as model:
         optimizers = build_optimizers(model, config.optimizer)
         weights = list(model.parameters())
         for weight in weights:

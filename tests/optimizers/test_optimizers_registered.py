@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lfs_cli.config import OptimizerGroup
 from lfs_cli.errors import ConfigError
-from lfs_cli.optimizers import OPTIMIZERS, SGD, Adafactor, AdamW, Lion, Optimizer, build_optimizers
+from lfs_cli.optimizers import OPTIMIZERS, SGD, Adafactor, AdamW, Lion, Optimizer, adamw, build_optimizers, lion
 
 SIGNUM = """
 from lfs_cli.optimizers import OPTIMIZERS, Optimizer
@@ -304,8 +304,26 @@ class Shapes(nn.Module):
             weight.grad = None if (step + index) % 5 == 0 else gradient
 
 
+@pytest.fixture
+def on_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let optimizers work on lists of weights on a CPU too, where they take one after the other."""
+    for module in (adamw, lion):
+        monkeypatch.setattr(module, "on_gpu", lambda _: True)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_a_cpu_takes_one_weight_after_the_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, moved = Shapes(), []
+    optimizer = OPTIMIZERS.create(name, shapes.parameters())
+    plain = optimizer.update
+    monkeypatch.setattr(optimizer, "update", lambda *given: (moved.append(given[0]), plain(*given)))
+    shapes.give_gradients(1)
+    optimizer.step()
+    assert len(moved) == sum(weight.grad is not None for weight in shapes.weights)
+
+
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
-def test_many_weights_at_once_move_as_each_alone(name, options) -> None:
+def test_many_weights_at_once_move_as_each_alone(name, options, on_lists) -> None:
     together, alone = Shapes(), Shapes()
     one, other = (OPTIMIZERS.create(name, shapes.parameters(), lr=0.05, **options) for shapes in (together, alone))
     plain = OPTIMIZERS.create(name, alone.parameters(), **options)
@@ -321,7 +339,7 @@ def test_many_weights_at_once_move_as_each_alone(name, options) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
-def test_no_step_waits_for_the_device(name, options) -> None:
+def test_no_step_waits_for_the_device(name, options, on_lists) -> None:
     shapes = Shapes().to("meta")  # numbers of such tensors cannot be asked for: that would raise
     optimizer = OPTIMIZERS.create(name, shapes.parameters(), **options)
     for _ in range(2):
