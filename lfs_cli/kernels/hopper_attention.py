@@ -53,11 +53,12 @@ class ForwardTile(NamedTuple):
 
 
 class BackwardTile(NamedTuple):
-    """How backward works: blocks of queries in flight, and the two switches of `hopper_backward.py`."""
+    """How backward works: blocks of queries in flight, and the switches of `hopper_backward.py`."""
 
     stages: int
     lag: int
     in_registers: bool
+    at_once: int
 
 
 class Registers(NamedTuple):
@@ -76,7 +77,9 @@ REGISTERS = {2: Registers(240, 24, 168), 3: Registers(160, 32, 128)}
 SHORT = ForwardTile(2, 128, 2)
 LONG = ForwardTile(3, 128, 2)
 LONG_FROM = 4096  # queries
-BACKWARD = {64: BackwardTile(3, 1, True), 128: BackwardTile(2, 0, False)}
+BACKWARD = {64: BackwardTile(3, 1, True, 2), 128: BackwardTile(2, 0, False, 1)}
+if getattr(triton, "__version__", "").startswith("3.9"):  # whose ptxas spills the former in its loop
+    BACKWARD[64] = BackwardTile(3, 1, True, 1)
 
 
 def unavailable_reason(
@@ -256,7 +259,7 @@ def backward(
     dk = torch.empty(k_BSGD.shape, dtype=k_BSGD.dtype, device=device) if dk is None else dk
     dv = torch.empty(v_BSGD.shape, dtype=v_BSGD.dtype, device=device) if dv is None else dv
     do_BTHD = do_BTHD if _is_aligned(do_BTHD) else do_BTHD.contiguous()
-    blocks = -(-T // ROWS)
+    blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
     with torch.cuda.device_of(q_BTHD):
@@ -280,7 +283,7 @@ def backward(
             _describe(k_BSGD, 1, 128, 1, D),
             _describe(v_BSGD, 1, 64, 1, D),
             _describe(do_BTHD, 1, 64, 1, D),
-            _describe(dq_sum, 1, 64, D // 2),
+            _describe(dq_sum, 1, 64, D // 2 * tile.at_once),
             _describe(dk, 1, 64, 1, D),
             _describe(dv, 1, 64, 1, D),
             _describe(L2, 64),
@@ -299,13 +302,14 @@ def backward(
             CAUSAL=causal,
             LAG=tile.lag,
             IN_REGISTERS=tile.in_registers,
+            AT_ONCE=tile.at_once,
             REGISTERS=registers.computing,
             LOADER_REGISTERS=registers.loading,
             num_warps=4,
             maxnreg=registers.all,
             enable_fp_fusion=True,
         )
-        _round[(blocks * B * H,)](dq_sum, dq, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
+        _round[(-(-T // ROWS) * B * H,)](dq_sum, dq, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
     return dq, dk, dv
 
 

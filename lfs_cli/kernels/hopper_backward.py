@@ -9,16 +9,21 @@ A program owns 128 keys of one key/value head, 64 for each of two warpgroups, an
 64 at a time, head by head of its group:
 
     loader, 1 warp            copies k and v once, then q, L, do and delta of each block of queries
-    warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half the channels of dq
+    warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half of dq
     adder, 1 warp             adds what the warpgroups found of dq to a float32 sum in global memory
 
 Each warpgroup holds scores transposed, (64 keys, 64 queries), so that p and ds stay in registers as first factors of
 
     dv += p do          dk += ds q
 
-dq needs the ds of all 128 keys, so each warpgroup writes its part of ds to shared memory, and waits for the other's:
+dq needs the ds of all 128 keys, so each warpgroup writes its part of ds to shared memory, and waits for the other's.
+Then each computes half the channels of dq, or, with `AT_ONCE` = 2, in turn all of them for every other block:
 
     dq[:, half] = ds^T k[:, half]           (64 queries, 128 keys) times (128 keys, D / 2)
+    dq          = ds^T k                    (64 queries, 128 keys) times (128 keys, D)
+
+In turn, ds is read from shared memory once, not twice, and at D = 64, where that memory is the limit, a product of 64
+columns keeps the tensor cores busy, as one of 32 does not. At D = 128 there are not enough registers for it.
 
 Waiting keeps both warpgroups in step, and then neither multiplies while both take exponentials. With `LAG` = 1, dq is
 that of the block of queries before, whose ds has long been there, and they may drift apart.
@@ -109,6 +114,9 @@ class Work:
     `ds` has DS_BUFFERS buffers, each full when both warpgroups have written their half; `dq` has one for each of them.
     No barrier says that a buffer of ds is empty. A warpgroup that writes the ds of block i has seen that of block
     i - 1 - LAG complete, so the other one is done with dq of block i - 2 - 2 LAG: 2 + 2 LAG buffers are enough.
+
+    In turn, each looks at every other block, but at i - 1 - LAG where the buffer held a block of the other one, which
+    is then done with its blocks up to i - 2 - 3 LAG: 2 + 3 LAG buffers are enough.
     """
 
     q_desc: tma.tensor_descriptor
@@ -147,6 +155,7 @@ class Work:
     LAG: gl.constexpr
     DS_BUFFERS: gl.constexpr
     IN_REGISTERS: gl.constexpr
+    AT_ONCE: gl.constexpr
 
 
 @gluon.jit
@@ -170,16 +179,20 @@ def _load(work):
 
 @gluon.jit
 def _add(work):
-    """The adder: both halves of dq of each block of queries."""
+    """The adder: both warpgroups' dq, of one block of queries or of two."""
     i = 0
     for member in range(work.GROUP):
         bh = work.b * work.H + work.g * work.GROUP + member
-        for j in range(work.blocks):
+        for j in range(work.blocks // work.AT_ONCE):
+            t = work.t_first + 64 * work.AT_ONCE * j
             for c in gl.static_range(2):
+                place = [bh, t, work.D // 2 * c]
+                if work.AT_ONCE == 2:
+                    place = [bh, t + 64 * c, 0]
                 mbarrier.wait(work.dq_full.index(c), i & 1)
-                add_tile(work.dq_desc, [bh, work.t_first + 64 * j, work.D // 2 * c], work.dq.index(c))
+                add_tile(work.dq_desc, place, work.dq.index(c))
             for c in gl.static_range(2):
-                tma.store_wait(1 - c)  # the copy of half c has left its buffer
+                tma.store_wait(1 - c)  # the copy of c has left its buffer
                 mbarrier.arrive(work.dq_empty.index(c), count=1)
             i += 1
 
@@ -197,29 +210,32 @@ def _probabilities(score, L, t, s, is_masked, work):
 
 
 @gluon.jit
-def _give_dq(work, dq, C: gl.constexpr):
-    """Hand this warpgroup's half of dq to the adder."""
-    work.dq.index(C).reshape([64, work.D // 2]).store(dq)
-    fence_async_shared()
-    mbarrier.arrive(work.dq_full.index(C), count=1)
+def _give_dq(work, dq, j, C: gl.constexpr):
+    """Hand this warpgroup's dq of block j to the adder, if there is such a block."""
+    if j >= 0:
+        work.dq.index(C).reshape([64, dq.shape[1]]).store(dq)
+        fence_async_shared()
+        mbarrier.arrive(work.dq_full.index(C), count=1)
 
 
 @gluon.jit
 def _differentiate(work, C: gl.constexpr):
-    """Warpgroup C: dk and dv of its 64 keys, and its half of dq."""
+    """Warpgroup C: dk and dv of its 64 keys, and its part of dq."""
     D: gl.constexpr = work.D
     LAG: gl.constexpr = work.LAG
     BUFFERS: gl.constexpr = work.DS_BUFFERS
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
-    HALF: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D // 2, 16])
+    AT_ONCE: gl.constexpr = work.AT_ONCE
+    WIDTH: gl.constexpr = D // 2 * AT_ONCE
+    OF_DQ: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, WIDTH, 16])
     FACTOR: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     COLUMNS: gl.constexpr = gl.SliceLayout(0, SCORES)
     dtype: gl.constexpr = work.q_desc.dtype
     s = work.s_start + 64 * C + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
     column = gl.arange(0, 64, COLUMNS)
     no_score = gl.zeros([64, 64], gl.float32, SCORES)
-    no_dq = gl.zeros([64, D // 2], gl.float32, HALF)
+    no_dq = gl.zeros([64, WIDTH], gl.float32, OF_DQ)
     dk = gl.zeros([64, D], gl.float32, SUMS)
     dv = gl.zeros([64, D], gl.float32, SUMS)
     reaches_past_S = work.s_start + 64 * C + 64 > work.S
@@ -228,7 +244,9 @@ def _differentiate(work, C: gl.constexpr):
         sees_all = work.s_start + 64 * C + 63 - (work.S - work.T)
 
     keys = work.k.reshape([128, D])
-    k_half = keys.slice(D // 2 * C, D // 2, 1)
+    k_of_dq = keys
+    if AT_ONCE == 1:
+        k_of_dq = keys.slice(D // 2 * C, D // 2, 1)
     k = keys.slice(64 * C, 64, 0)
     v = work.v.index(C).reshape([64, D])
     mbarrier.wait(work.kv_full.index(0), 0)
@@ -237,50 +255,69 @@ def _differentiate(work, C: gl.constexpr):
         v = v.load(gl.DotOperandLayout(0, SCORES, 2))
     t_start = work.t_first
     steps = work.GROUP * work.blocks
-    for i in range(steps):
-        q = work.q.tile(i, 64, D)
-        do = work.do.tile(i, 64, D)
-        work.q.await_full(i)
-        score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
-        work.do.await_full(i)
-        dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
-        L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
-        score = warpgroup_mma_wait(1, deps=[score])
-        p = _probabilities(score, L, t_start + column, s, (t_start < sees_all) | reaches_past_S, work)
-        p_half = gl.convert_layout(p.to(dtype), FACTOR)
-        delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
-        dp = warpgroup_mma_wait(0, deps=[dp])
-        ds = (p * (dp - delta[None, :])).to(dtype)
-        dv = warpgroup_mma(p_half, do, dv, is_async=True)
-        ds_half = gl.convert_layout(ds, FACTOR)
-        work.ds.index(i % BUFFERS).slice(64 * C, 64, 0).store(ds)
-        fence_async_shared()
-        mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
-        dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+    for turn in range(steps // AT_ONCE):
+        for part in gl.static_range(AT_ONCE):
+            i = turn * AT_ONCE + part
+            q = work.q.tile(i, 64, D)
+            do = work.do.tile(i, 64, D)
+            work.q.await_full(i)
+            score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
+            work.do.await_full(i)
+            dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
+            L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
+            score = warpgroup_mma_wait(1, deps=[score])
+            p = _probabilities(score, L, t_start + column, s, (t_start < sees_all) | reaches_past_S, work)
+            p_half = gl.convert_layout(p.to(dtype), FACTOR)
+            delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
+            dp = warpgroup_mma_wait(0, deps=[dp])
+            ds = (p * (dp - delta[None, :])).to(dtype)
+            dv = warpgroup_mma(p_half, do, dv, is_async=True)
+            ds_half = gl.convert_layout(ds, FACTOR)
+            work.ds.index(i % BUFFERS).slice(64 * C, 64, 0).store(ds)
+            fence_async_shared()
+            mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
 
-        j = i - LAG  # the block of queries whose dq this is; at j = -1 the product is of no use, and not used
-        buffer = (j + BUFFERS) % BUFFERS
-        mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)
-        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_half, no_dq, use_acc=False, is_async=True)
-        dv = warpgroup_mma_wait(2, deps=[dv])
-        work.do.release(i)
-        dk = warpgroup_mma_wait(1, deps=[dk])
-        work.q.release(i)
-        mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=j >= 0)
-        dq = warpgroup_mma_wait(0, deps=[dq])
-        if j >= 0:
-            _give_dq(work, dq, C)
-        t_start += 64
+            j = i - LAG  # the block of queries whose dq this is; at j = -1 the product is of no use, and not used
+            buffer = (j + BUFFERS) % BUFFERS
+            if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
+                dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)
+                dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
+                dv = warpgroup_mma_wait(2, deps=[dv])
+                work.do.release(i)
+                dk = warpgroup_mma_wait(1, deps=[dk])
+                work.q.release(i)
+                mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=j >= 0)
+                dq = warpgroup_mma_wait(0, deps=[dq])
+                _give_dq(work, dq, j, C)
+            elif part == (C + LAG) % 2:  # dq first: it is given away while dk is computed
+                mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)
+                dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
+                dv = warpgroup_mma_wait(1, deps=[dv])
+                work.do.release(i)
+                dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                mbarrier.wait(work.dq_empty.index(C), ((j // 2) & 1) ^ 1, pred=j >= 0)
+                dq = warpgroup_mma_wait(1, deps=[dq])
+                _give_dq(work, dq, j, C)
+                dk = warpgroup_mma_wait(0, deps=[dk])
+                work.q.release(i)
+            else:  # the other warpgroup's turn
+                dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                dv = warpgroup_mma_wait(1, deps=[dv])
+                work.do.release(i)
+                dk = warpgroup_mma_wait(0, deps=[dk])
+                work.q.release(i)
+            t_start += 64
         if t_start >= work.T:  # the next head of the group
             t_start = work.t_first
-    if LAG == 1:
+    if LAG == 1 and (AT_ONCE == 1 or C == 1):
         j = steps - 1
         buffer = j % BUFFERS
         mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1)
-        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_half, no_dq, use_acc=False, is_async=True)
-        mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1)
+        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
+        mbarrier.wait(work.dq_empty.index(C), ((j // AT_ONCE) & 1) ^ 1)
         dq = warpgroup_mma_wait(0, deps=[dq])
-        _give_dq(work, dq, C)
+        _give_dq(work, dq, j, C)
 
     place = [work.b, work.s_start + 64 * C, work.g, 0]
     out = work.v.index(C)  # v is not needed any more
@@ -319,6 +356,7 @@ def backward(
     CAUSAL: gl.constexpr,
     LAG: gl.constexpr,
     IN_REGISTERS: gl.constexpr,
+    AT_ONCE: gl.constexpr,
     REGISTERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
 ):
@@ -333,13 +371,13 @@ def backward(
     t_first = 0
     if CAUSAL:
         t_first = gl.maximum(s_start - (S - T), 0) // 64 * 64
-    blocks = gl.cdiv(T - t_first, 64)
+    blocks = gl.cdiv(T - t_first, 64 * AT_ONCE) * AT_ONCE
 
     q = make_ring(q_desc, L_desc, STAGES)
     do = make_ring(do_desc, delta_desc, STAGES)
     k = gl.allocate_shared_memory(k_desc.dtype, k_desc.block_shape, k_desc.layout)
     v = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
-    DS_BUFFERS: gl.constexpr = 2 + 2 * LAG
+    DS_BUFFERS: gl.constexpr = 2 + (1 + AT_ONCE) * LAG
     ds = gl.allocate_shared_memory(q_desc.dtype, [DS_BUFFERS, 128, 64], DS_LAYOUT)
     dq = gl.allocate_shared_memory(gl.float32, [2] + dq_desc.block_shape, dq_desc.layout)
     work = Work(
@@ -379,6 +417,7 @@ def backward(
         LAG,
         DS_BUFFERS,
         IN_REGISTERS,
+        AT_ONCE,
     )
     gl.warp_specialize(
         [(_differentiate, (work, 0)), (_differentiate, (work, 1)), (_load, (work,)), (_add, (work,))],

@@ -48,12 +48,14 @@ def forward(D: int, tile: hopper.ForwardTile, dtype: str = "bf16", group: int = 
     return report(f"forward {D} {tile} {causal=}", hopper_forward.forward, types, constants, registers.all)
 
 
-def backward(D: int, dtype: str = "bf16", group: int = 1, *, causal: bool) -> dict[str, Any]:
-    tile, registers = hopper.BACKWARD[D], hopper.REGISTERS[2]
+def backward(
+    D: int, dtype: str = "bf16", group: int = 1, *, causal: bool, tile: hopper.BackwardTile | None = None
+) -> dict[str, Any]:
+    tile, registers = tile or hopper.BACKWARD[D], hopper.REGISTERS[2]
     rows = ("q_desc", "v_desc", "do_desc", "dk_desc", "dv_desc")
     types = dict.fromkeys(rows, described(dtype, 1, 64, 1, D)) | {"k_desc": described(dtype, 1, 128, 1, D)}
     types |= dict.fromkeys(("L_desc", "delta_desc"), described("fp32", 64))
-    types |= {"dq_desc": described("fp32", 1, 64, D // 2), "scale": "fp32", "scale_log2": "fp32"}
+    types |= {"dq_desc": described("fp32", 1, 64, D // 2 * tile.at_once), "scale": "fp32", "scale_log2": "fp32"}
     constants = {
         "GROUP": group,
         "D": D,
@@ -62,10 +64,11 @@ def backward(D: int, dtype: str = "bf16", group: int = 1, *, causal: bool) -> di
         "CAUSAL": causal,
         "LAG": tile.lag,
         "IN_REGISTERS": tile.in_registers,
+        "AT_ONCE": tile.at_once,
         "REGISTERS": registers.computing,
         "LOADER_REGISTERS": registers.loading,
     }
-    return report(f"backward {D} {causal=}", hopper_backward.backward, types, constants, registers.all)
+    return report(f"backward {D} {tile} {causal=}", hopper_backward.backward, types, constants, registers.all)
 
 
 def report(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], registers: int) -> dict[str, Any]:

@@ -509,6 +509,7 @@ def test_a_cuda_graph_replays_the_gradients_of_packed_documents() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # a compiler has its own
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_inductor_compiles_around_it(mode: str) -> None:
     inputs, do = draw((2, 256, 256, 4, 2, 64), torch.bfloat16, "cuda")

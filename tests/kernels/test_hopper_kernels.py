@@ -98,10 +98,11 @@ def backward(
     lag: int,
     in_registers: bool,
     stages: int = 2,
+    at_once: int = 2,
     kernels: Interpreter | None = None,
 ) -> list[np.ndarray]:
     (B, T, H, D), (S, G) = q.shape, k.shape[1:3]
-    padded = -(-T // 64) * 64
+    padded = (-(-T // 64) + at_once - 1) * 64
     L2, delta = (np.full((B, H, padded), fill, np.float32) for fill in (np.inf, 0))
     L2[:, :, :T] = L * hopper.LOG2_E
     delta[:, :, :T] = np.einsum("bthd,bthd->bht", o, do)
@@ -114,7 +115,7 @@ def backward(
         Descriptor(k, (1, 128, 1, D)),
         Descriptor(v, (1, 64, 1, D)),
         Descriptor(do, (1, 64, 1, D)),
-        Descriptor(dq, (1, 64, D // 2)),
+        Descriptor(dq, (1, 64, D // 2 * at_once)),
         Descriptor(dk, (1, 64, 1, D)),
         Descriptor(dv, (1, 64, 1, D)),
         Descriptor(L2.reshape(-1), (64,)),
@@ -129,6 +130,7 @@ def backward(
         CAUSAL=causal,
         LAG=lag,
         IN_REGISTERS=in_registers,
+        AT_ONCE=at_once,
         REGISTERS=0,
         LOADER_REGISTERS=0,
     )
@@ -152,22 +154,23 @@ def test_forward_matches_the_definition(shape: tuple, warpgroups: int, slowest: 
 @pytest.mark.parametrize("tile", list(hopper.BACKWARD.items()), ids=lambda tile: f"D={tile[0]}")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward_matches_the_definition(shape: tuple, tile: tuple[int, hopper.BackwardTile], slowest: int) -> None:
-    (*sizes, causal), (D, (stages, lag, in_registers, *_)) = shape, tile
+    (*sizes, causal), (D, (stages, lag, in_registers, at_once)) = shape, tile
     q, k, v, do = draw(*sizes, D)
     o, L, *gradients = exact(q, k, v, do, causal)
     ours = backward(
-        q, k, v, o, L, do, causal, lag, in_registers, stages, Interpreter("hopper_backward", slowest=slowest)
+        q, k, v, o, L, do, causal, lag, in_registers, stages, at_once, Interpreter("hopper_backward", slowest=slowest)
     )
     for mine, true in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, true, **WIDE)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("stages", [1, 3])
-def test_any_number_of_buffers_will_do(stages: int) -> None:
+def test_any_number_of_buffers_will_do(stages: int, at_once: int) -> None:
     q, k, v, do = draw(1, 300, 300, 2, 1, 64)
     o, L, *gradients = exact(q, k, v, do, causal=True)
     np.testing.assert_allclose(forward(q, k, v, causal=True, stages=max(2, stages))[0], o, **WIDE)
-    ours = backward(q, k, v, o, L, do, True, 1, True, stages)
+    ours = backward(q, k, v, o, L, do, True, 1, True, stages, at_once)
     for mine, true in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, true, **WIDE)
 
@@ -180,47 +183,51 @@ def test_large_logits_and_blocks_that_some_rows_do_not_see() -> None:
     np.testing.assert_allclose(ours[1], L, **WIDE)
 
 
-BREAKS = {  # how the backward kernel could be broken, and what the interpreter says
+BREAKS = {  # how the backward kernel could be broken, and what takes the place of what
     "q is released before dk has read it": (
-        "        dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n",
-        "        dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n        work.q.release(i)\n",
+        "dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n                ",
+        "dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n                work.q.release(i)\n                ",
     ),
     "ds is read without waiting for the other warpgroup": (
-        "        mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)\n",
-        "",
+        "mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)\n",
+        "\n",
     ),
     "ds is stored without a fence": (
-        "        fence_async_shared()\n        mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
-        "        mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
+        "fence_async_shared()\n            mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
+        "mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
     ),
-    "do is never released": ("        work.do.release(i)\n", ""),
+    "do is never released": ("work.do.release(i)\n", "\n"),
     "dq is overwritten while it is added": (
-        "        mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=j >= 0)\n",
-        "",
+        "mbarrier.wait(work.dq_empty.index(C), ",
+        "mbarrier.wait(work.kv_full.index(0), 0 * ",
     ),
-    "p is rounded before the product with it is done": ("dv = warpgroup_mma_wait(2, deps=[dv])\n", "\n"),
-    "too few buffers of ds": ("DS_BUFFERS: gl.constexpr = 2 + 2 * LAG", "DS_BUFFERS: gl.constexpr = 1 + LAG"),
+    "do is released before dv has read it": (
+        "dv = warpgroup_mma_wait(",
+        "work.do.release(i)\n                dv = warpgroup_mma_wait(",
+    ),
+    "too few buffers of ds": ("2 + (1 + AT_ONCE) * LAG", "1 + LAG"),
     "the wrong phase of ds": ("(j // BUFFERS) & 1, pred=j >= 0)", "((j // BUFFERS) & 1) ^ 1, pred=j >= 0)"),
 }
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("name", BREAKS)
 def test_the_interpreter_notices_a_broken_kernel(
-    name: str, lag: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, lag: int, at_once: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole, broken = BREAKS[name]
     source = (hopper_path := Path(hopper.__file__).with_name("hopper_backward.py")).read_text()
     assert whole in source
-    (tmp_path / hopper_path.name).write_text(source.replace(whole, broken, 1))
+    (tmp_path / hopper_path.name).write_text(source.replace(whole, broken))
     monkeypatch.setattr("gluon_interpreter.KERNELS", tmp_path)
-    q, k, v, do = draw(1, 400, 400, 1, 1, 64)
+    q, k, v, do = draw(1, 700, 700, 1, 1, 64)
     o, L, *gradients = exact(q, k, v, do, causal=True)
     is_right = []
     for slowest in range(4):
         kernels = Interpreter("hopper_backward", slowest=slowest)
         try:
-            ours = backward(q, k, v, o, L, do, True, lag, True, kernels=kernels)
+            ours = backward(q, k, v, o, L, do, True, lag, True, 2, at_once, kernels=kernels)
             is_right.append(all(np.allclose(mine, true, **WIDE) for mine, true in zip(ours, gradients, strict=True)))
         except (DeadlockError, HazardError):
             is_right.append(False)
