@@ -30,9 +30,7 @@ def test_resuming_is_exact(name: str, data: DataFolder) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings(
-    "ignore:.*Function.* should not be instantiated:DeprecationWarning"
-)  # torch's own, compiling
+@pytest.mark.filterwarnings("default")  # a compiler has its own
 @pytest.mark.parametrize("head", [32, 64], ids=["portable attention", "the fastest attention"])
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_resuming_is_exact_on_a_gpu(head: int, is_compiled: bool, data: DataFolder) -> None:
