@@ -20,7 +20,7 @@ What the fields of a row mean:
 A result that is wrong is shown, but it is no baseline and has no ratio.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -65,7 +65,7 @@ def bench_attention(settings: BenchConfig, bench: Bench) -> list[Row]:
         bench.on_note(f"no GPU: the shapes of `{asked.preset}` are cut to at most {cut}")
     if asked.tune:
         refuse_without_gpu(bench.device)
-        return [row for job in jobs for row in _tune(job.shape, settings.seed, bench)]
+        return _tune_all([job.shape for job in jobs], asked.implementations, settings.seed, bench)
     default = FASTEST if bench.device.type == "cuda" else EVERYWHERE
     ceilings = {dtype: _ceiling(dtype, bench) for dtype in dict.fromkeys(job.shape.dtype for job in jobs)}
     rows: list[Row] = []
@@ -82,14 +82,35 @@ def bench_attention(settings: BenchConfig, bench: Bench) -> list[Row]:
     return rows
 
 
-def _tune(shape: Shape, seed: int, bench: Bench) -> list[Row]:
+def _tune_all(shapes: Sequence[Shape], implementations: tuple[str, ...], seed: int, bench: Bench) -> list[Row]:
+    """Return the rows of all searches, or of those that were done when the user interrupted."""
+    rows: list[Row] = []
+    try:
+        for shape in shapes:
+            for found in _tune(shape, implementations, seed, bench):
+                rows += found
+                best = next((row for row in found if row["is_best"]), None)
+                if best is not None:
+                    chosen = ", ".join(f"{name} {value}" for name, value in best["choice"].items())
+                    bench.on_note(f"{best['kernel']}: {chosen}, {best['speed_ratio']:.3f} times the table now")
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        bench.on_note("interrupted; what was found is kept")
+    return rows
+
+
+def _tune(shape: Shape, implementations: tuple[str, ...], seed: int, bench: Bench) -> Iterator[list[Row]]:
     reason = unavailable_reason(bench.device.type, shape.dtype, shape.head_dim)
     if reason is not None or shape.window:
         why = reason or "windows use the tiles of whole sequences"
         bench.on_note(f"nothing to tune for T={shape.seq:,}, D={shape.head_dim}: {why}")
-        return []
+        return
     inputs = draw(shape, seed, bench.device)
-    return [row for tunable in kernels_of(shape, inputs) for row in search(tunable, shape, inputs, bench)]
+    for tunable in kernels_of(shape, inputs):
+        owner = "hopper" if tunable.kernel.startswith("hopper") else "triton"
+        if not implementations or owner in implementations:
+            yield search(tunable, shape, inputs, bench)
 
 
 def _bench_shape(

@@ -360,7 +360,7 @@ class TrainConfig(Settings):
     block once for all layers, which starts many times sooner and runs a little slower: for runs of minutes."""
 
     cuda_graphs: bool | Literal["auto"] = "auto"
-    """Launch a whole pass at once on CUDA, and keep its memory. `auto` does so where launches would take longer."""
+    """Launch a whole pass at once on CUDA, and keep its memory. `auto` does so up to 32 TFLOPs a pass."""
 
     deterministic: bool = False
     """Sum in a fixed order on a GPU too, so that equal runs are equal to the bit there as on a CPU; slower."""
@@ -604,7 +604,8 @@ class AttentionBench(Settings):
     this machine may have, and `standard`."""
 
     tune: bool = False
-    """Search for faster tiles of our kernels in place of a comparison. Needs a GPU."""
+    """Search for faster tiles of our kernels in place of a comparison: of all, or of those of the `implementations`
+    `hopper` and `triton`. Needs a GPU, and minutes; what was found when it is interrupted is kept."""
 
     plot: str | None = None
     """File to draw the results in: `.svg`, `.png`, `.pdf` or `.html`."""
@@ -625,6 +626,11 @@ class AttentionBench(Settings):
             )
         if self.plot is not None and self.tune:
             raise ConfigError("`attention.tune` makes no picture", hint="leave out `attention.plot`")
+        if self.tune and (others := set(self.implementations) - {"hopper", "triton"}):
+            raise ConfigError(
+                f"`attention.tune` cannot tune `{min(others)}`",
+                hint="set `attention.implementations` to `hopper`, `triton` or both, or leave it out",
+            )
         if self.window and not self.causal:
             raise ConfigError("`attention.window` is for causal attention only", hint="set `attention.causal` to true")
         for heads, groups in product(self.heads, self.kv_heads):

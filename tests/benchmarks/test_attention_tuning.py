@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from lfs_cli.benchmarks import Bench, attention_tuning
+from lfs_cli.benchmarks import Bench, attention, attention_tuning
 from lfs_cli.benchmarks.attention import draw
 from lfs_cli.benchmarks.attention_accuracy import TENSORS, Inputs
 from lfs_cli.benchmarks.attention_shapes import Shape
@@ -201,6 +202,33 @@ def test_tuning_without_compiled_kernels_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(DeviceError, match="can only be tuned on a CUDA GPU") as caught:
         refuse_without_gpu(torch.device("cuda" if is_interpreted else "cpu"))
     assert "leave out `--tune`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [((), ["hopper forward", "dq", "dkdv"]), (("hopper",), ["hopper forward"]), (("triton",), ["dq", "dkdv"])],
+)
+def test_what_was_found_before_an_interruption_is_kept(
+    names: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(kernel: str, *_: object) -> list[dict]:
+        if kernel == "forward":
+            raise KeyboardInterrupt
+        row = next(row for row in FakeKernel(distance_to(64, 2)).rows().values() if row["is_best"])
+        return [row | {"kernel": kernel}]
+
+    kernels = [SimpleNamespace(kernel=kernel) for kernel in ("hopper forward", "dq", "dkdv", "forward")]
+    monkeypatch.setattr(attention, "kernels_of", lambda *_: iter(kernels))
+    monkeypatch.setattr(attention, "search", lambda tunable, *_: search(tunable.kernel))
+    monkeypatch.setattr(attention, "unavailable_reason", lambda *_: None)
+    notes: list[str] = []
+    bench = Bench(torch.device("cpu"), torch.float32, on_note=notes.append)
+    rows = attention._tune_all([SHAPE], names, 0, bench)
+    assert [row["kernel"] for row in rows] == expected
+    assert (notes[-1] == "interrupted; what was found is kept") == (names != ("hopper",))
+    kernels[0].kernel = "forward"
+    with pytest.raises(KeyboardInterrupt):
+        attention._tune_all([SHAPE], (), 0, bench)
 
 
 class Warnings(Observer):

@@ -250,6 +250,12 @@ def test_what_cannot_be_kept_is_still_shown(data_folder: Path) -> None:
         (["attention", "--tune", "--device", "cpu"], 1, "can only be tuned on a CUDA GPU", "leave out `--tune`"),
         (["attention", "--plot", "rows.gif"], 2, "`attention.plot` (`rows.gif`) does not say what", "in .svg, .png,"),
         (["attention", "--plot", "a.svg", "--tune"], 2, "makes no picture", "leave out `attention.plot`"),
+        (
+            ["attention", "--tune", "--implementations", "flex"],
+            2,
+            "cannot tune `flex`",
+            "to `hopper`, `triton` or both",
+        ),
         (["optimizer", "--plot", "rows.svg"], 2, "`lfs bench optimizer` has no option `--plot`", "it has --size"),
         (["model", "--plot", "rows.gif"], 2, "`model.plot` (`rows.gif`) does not say what to draw", "in .svg, .png,"),
         (["model", "--precision", "fp8"], 2, "cannot be", "bfloat16"),
