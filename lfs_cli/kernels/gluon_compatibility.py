@@ -9,6 +9,7 @@ from typing import Any
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -25,12 +26,14 @@ if RELEASE >= (3, 8):
     from triton import aggregate
 
     load_tile, store_tile, add_tile = tma.async_load, tma.async_store, tma.async_atomic_add
+    copy_async = async_copy.async_load
 else:
     from triton._C.libtriton import ir
     from triton.experimental.gluon.language._core import builtin
     from triton.language.core import _aggregate
 
     load_tile, store_tile = tma.async_copy_global_to_shared, tma.async_copy_shared_to_global
+    copy_async = async_copy.async_copy_global_to_shared
 
     def aggregate(cls: type) -> type:
         """Make a struct of a class that only names its fields: its constructor takes them in that order."""
@@ -50,10 +53,14 @@ else:
         _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, tensor_desc.handle, place, src.handle)
 
 
+commit_copies, wait_for_copies = async_copy.commit_group, async_copy.wait_group
+
 __all__ = [
     "TensorDescriptor",
     "add_tile",
     "aggregate",
+    "commit_copies",
+    "copy_async",
     "fence_async_shared",
     "gl",
     "gluon",
@@ -61,6 +68,7 @@ __all__ = [
     "mbarrier",
     "store_tile",
     "tma",
+    "wait_for_copies",
     "warpgroup_mma",
     "warpgroup_mma_init",
     "warpgroup_mma_wait",

@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lfs_cli.kernels.compatibility import AVAILABLE, INTERPRETED, tl, triton
+from lfs_cli.kernels.compatibility import tl, triton
+from lfs_cli.kernels.operation import no_hopper_reason
 
 HEAD_DIMS = (64, 128)
 L2_BYTES = 32 * 2**20  # of 50 MB: the rest is for queries and outputs
@@ -97,7 +98,7 @@ def unavailable_reason(
     Reads types, shapes, strides and devices alone, so the tensors may be fake.
     """
     (B, T, H, D), S = q_BTHD.shape, k_BSGD.shape[1]
-    reason = _missing(q_BTHD.device)
+    reason = no_hopper_reason(q_BTHD.device)
     if reason is not None:
         return reason
     if q_BTHD.dtype not in (torch.bfloat16, torch.float16):
@@ -115,24 +116,6 @@ def unavailable_reason(
         return "there are more than 2^31 queries"
     if not all(_is_aligned(x) for x in (q_BTHD, k_BSGD, v_BSGD)):
         return "rows do not begin at multiples of 16 bytes"
-    return None
-
-
-@cache
-def _missing(device: torch.device) -> str | None:
-    """What this machine lacks for the kernels."""
-    if not AVAILABLE:
-        return "Triton is not installed"
-    if device.type != "cuda":
-        return f"it needs a CUDA GPU, and this is {device.type}"
-    if INTERPRETED:
-        return "Triton's interpreter cannot run it"
-    if torch.version.hip or not torch.cuda.is_available():
-        return "no NVIDIA GPU was found"
-    if torch.cuda.get_device_capability(device) != (9, 0):
-        return "the GPU is not of the Hopper generation"
-    from lfs_cli.kernels import gluon_compatibility  # noqa: F401  the version check is its import
-
     return None
 
 

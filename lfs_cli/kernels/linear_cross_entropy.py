@@ -25,8 +25,9 @@ Memory:   dh in the type of the products, dW in float32, and one chunk of logits
 Layout:   one program of `_loss_and_gradient` owns one row, reads it once for max and sum, and again to write da
           over it. Rows are padded to a multiple of 64 numbers, so that any vocabulary is read 16 bytes
           at a time. No atomics: equal runs are bit-equal.
-Where:    the kernel on CUDA GPUs; on other devices, without Triton and in float64 the same steps in PyTorch, where a
-          CPU's chunk fits its cache. torch.compile sees one opaque operation.
+Where:    the kernel on CUDA GPUs; for `HOPPER_VOCABULARIES` on Hopper GPUs that of `hopper_cross_entropy.py`, which
+          reads a row once; on other devices, without Triton and in float64 the same steps in PyTorch, where a CPU's
+          chunk fits its cache. torch.compile sees one opaque operation.
 Limits:   differentiable once. A target that is neither in the vocabulary nor ignored raises, or, in the kernel, makes
           the loss NaN rather than stop the GPU.
 Measured: one H200, 2026-11-29, 32,768 rows of 50,304 logits in bfloat16: the kernel takes 2.6 ms, 3.8 TB/s with both
@@ -34,7 +35,9 @@ Measured: one H200, 2026-11-29, 32,768 rows of 50,304 logits in bfloat16: the ke
           gpt2_small.json with chunks of 2^27 to 2^31 bytes: 63.7, 62.3, 62.0, 61.8 and 61.5 ms.
 """
 
+from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -42,7 +45,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, unavailable_reason, warn_of_fault
+from lfs_cli.kernels.operation import (
+    compute_dtype,
+    fault_of,
+    no_hopper_reason,
+    operation,
+    unavailable_reason,
+    warn_of_fault,
+)
 
 IGNORED = -100
 """The target of a row that does not count, by default: that of torch's own cross-entropy."""
@@ -52,6 +62,9 @@ CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**29, "mps": 2**26}
 
 LARGEST_ERROR = 0.03
 """Of the self-check, relative to the size of each result: some roundings of bfloat16."""
+
+HOPPER_VOCABULARIES = range(16_385, 114_689)
+"""For which `hopper_cross_entropy.py` is taken: the L1 cache holds shorter rows, and shared memory not the longer."""
 
 BLOCK_V = 4096
 WARPS = 8
@@ -298,28 +311,86 @@ def _by_kernel(
     rows = _chunk_rows(R, CHUNK_BYTES["cuda"] // (stride * h_RC.element_size()), step=128)
     logits = torch.empty((min(rows, R), stride), dtype=h_RC.dtype, device=h_RC.device)
     losses_R = torch.empty(R, dtype=torch.float32, device=h_RC.device)
+    launch = _launcher(h_RC.device, h_RC.dtype, V, softcap is not None)
     for start in range(0, R, rows):
         chunk = slice(start, min(start + rows, R))
         h = h_RC[chunk]
         da = logits[: len(h), :V]
         torch.mm(h, weight_VC.T, out=da)
-        with torch.cuda.device_of(h):
-            _loss_and_gradient[(len(h),)](
-                da,
-                targets_R[chunk],
-                counts_R[chunk],
-                losses_R[chunk],
-                stride,
-                V,
-                softcap,
-                z_loss,
-                BLOCK_V=min(BLOCK_V, triton.next_power_of_2(stride)),
-                WRITES_GRADIENT=dh_RC is not None or dweight_VC is not None,
-                num_warps=WARPS,
-                enable_fp_fusion=True,
-            )
+        launch(
+            da,
+            targets_R[chunk],
+            counts_R[chunk],
+            losses_R[chunk],
+            softcap,
+            z_loss,
+            writes_gradient=dh_RC is not None or dweight_VC is not None,
+        )
         _spend(da, h, weight_VC, None if dh_RC is None else dh_RC[chunk], dweight_VC)
     return losses_R.sum()
+
+
+def _launcher(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> Callable[..., None]:
+    """Return what launches the faster kernel, of those that can run and are right."""
+    fits = dtype.itemsize == 2 and V in HOPPER_VOCABULARIES
+    if not fits or no_hopper_reason(device) is not None or not _hopper_is_trusted(device, dtype, V, is_capped):
+        return _launch
+    return import_module("lfs_cli.kernels.hopper_cross_entropy").loss_and_gradient
+
+
+def _launch(
+    logits_RV: Tensor,
+    targets_R: Tensor,
+    counts_R: Tensor,
+    losses_R: Tensor,
+    softcap: float | None,
+    z_loss: float,
+    *,
+    writes_gradient: bool,
+) -> None:
+    """Launch the kernel above, on rows whose stride is a multiple of 64."""
+    (R, V), stride = logits_RV.shape, logits_RV.stride(0)
+    with torch.cuda.device_of(logits_RV):
+        _loss_and_gradient[(R,)](
+            logits_RV,
+            targets_R,
+            counts_R,
+            losses_R,
+            stride,
+            V,
+            softcap,
+            z_loss,
+            BLOCK_V=min(BLOCK_V, triton.next_power_of_2(stride)),
+            WRITES_GRADIENT=writes_gradient,
+            num_warps=WARPS,
+            enable_fp_fusion=True,
+        )
+
+
+@cache
+def _hopper_is_trusted(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> bool:
+    """Whether the kernel for Hopper GPUs does on a few rows what the other one, which is checked before, does."""
+    R, stride = 8, -(-V // 64) * 64
+    generator = torch.Generator(device).manual_seed(0)
+    padded = torch.randn(R, stride, generator=generator, device=device).to(dtype)
+    padded[:, V:] = torch.nan
+    targets = torch.randint(V, (R,), generator=generator, device=device)
+    counts = torch.arange(R, device=device) != 1
+
+    def errors() -> list[float]:
+        results = []
+        for launch in (_launch, import_module("lfs_cli.kernels.hopper_cross_entropy").loss_and_gradient):
+            da, losses = padded.clone()[:, :V], torch.empty(R, device=device)
+            launch(da, targets, counts, losses, 30.0 if is_capped else None, 1e-4, writes_gradient=True)
+            others = da.double()
+            target_da = others.gather(1, targets[:, None])
+            # Apart: the target's da is near -1, and all others of a row together are a hundredth
+            results.append([losses.double(), target_da, others.scatter(1, targets[:, None], 0.0)])
+        return [float((ours - right).norm() / right.norm()) for right, ours in zip(*results, strict=True)]
+
+    fault = fault_of(errors, LARGEST_ERROR)
+    warn_of_fault("Hopper cross-entropy", device, fault)
+    return fault is None
 
 
 def _by_torch(

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,6 +87,26 @@ def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
         return f"it has no {str(dtype).removeprefix('torch.')}"
     if device_type != "cuda" and not _assumed.gpu and not (INTERPRETED and device_type == "cpu"):
         return f"it needs a CUDA GPU, and this is {device_type}"
+    return None
+
+
+@cache
+def no_hopper_reason(device: torch.device) -> str | None:
+    """Say why kernels for Hopper GPUs, which are written in Gluon, cannot run on ``device``, or None when they can."""
+    if not AVAILABLE:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        return f"it needs a CUDA GPU, and this is {device.type}"
+    if INTERPRETED:
+        return "Triton's interpreter cannot run it"
+    if torch.version.hip or not torch.cuda.is_available():
+        return "no NVIDIA GPU was found"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "the GPU is not of the Hopper generation"
+    try:
+        from lfs_cli.kernels import gluon_compatibility  # noqa: F401  the version check is its import
+    except (ImportError, AttributeError) as error:  # Gluon's names move between releases
+        return f"this Triton has another Gluon: {error}"
     return None
 
 

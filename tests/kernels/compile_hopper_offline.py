@@ -71,23 +71,31 @@ def backward(
     return report(f"backward {D} {tile} {causal=}", hopper_backward.backward, types, constants, registers.all)
 
 
-def report(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], registers: int) -> dict[str, Any]:
+def build(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any
+) -> tuple[triton.compiler.CompiledKernel, str, str]:
+    """The kernel, what ptxas said of it, and the machine code. Arguments without a type are whole numbers."""
     names = kernel.arg_names
     source = GluonASTSource(
         fn=kernel,
         signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
         constexprs={(names.index(n),): x for n, x in constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in types if n.endswith("_ptr")},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if n.endswith("_ptr") or n == "stride"},
     )
-    options = {"num_warps": 4, "maxnreg": registers, "enable_fp_fusion": True}
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    said = log.getvalue()
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True, **options}
+        )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         sass = subprocess.run([DISASSEMBLER, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    return compiled, log.getvalue(), sass
+
+
+def report(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], registers: int) -> dict[str, Any]:
+    compiled, said, sass = build(kernel, types, constants, num_warps=4, maxnreg=registers)
     return {
         "kernel": name,
         "warnings": sorted(set(re.findall(r"C75\d\d", said))),
@@ -125,9 +133,13 @@ def exponentials_while_multiplying(sass: str) -> int:
     return max(counts)
 
 
-def main() -> None:
+def be_verbose() -> None:
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True  # what comes out of the cache has no log
+
+
+def main() -> None:
+    be_verbose()
     for row in (
         forward(64, hopper.forward_tile(1024, 64, causal=True), causal=True),
         forward(64, hopper.forward_tile(16_384, 64, causal=True), causal=True),

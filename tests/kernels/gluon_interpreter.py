@@ -7,6 +7,7 @@ is done at the worst moment:
     a copy into shared memory       fills the buffer with NaN when it starts, with numbers when somebody waits for it
     a product of a warpgroup        reads its factors in shared memory when it is waited for, not when it starts
     a copy out of shared memory     reads the buffer when it is waited for
+    a group of copies by threads    reads and arrives when it is waited for; what its mask leaves out stays NaN
 
 So a buffer that is released, refilled or overwritten too early gives wrong numbers. Beside that:
 
@@ -63,6 +64,10 @@ class Pointer:
 
     def __add__(self, offset: Any) -> "Pointer":
         return Pointer(self.array, self.offset + offset)
+
+    @property
+    def dtype(self) -> SimpleNamespace:
+        return SimpleNamespace(element_ty=self.array.dtype.type)
 
 
 class Descriptor:
@@ -263,6 +268,8 @@ class Interpreter:
         for self.program in range(programs):
             self.programs, self.machine = programs, Machine(self.slowest)
             getattr(self.module, kernel)(*arguments, **constants)
+            if self.machine.queue("loads") or self.machine.queue("groups"):
+                raise HazardError("a program ends before its copies do")
 
     def _stand_in(self) -> ModuleType:
         module = ModuleType("gluon_compatibility")
@@ -278,8 +285,11 @@ class Interpreter:
             int64=np.int64,
             NVMMADistributedLayout=nothing,
             DotOperandLayout=nothing,
+            BlockedLayout=nothing,
             SliceLayout=nothing,
+            SwizzledSharedLayout=nothing,
             static_range=range,
+            num_warps=lambda: 4,
             program_id=lambda _: value(self.program),
             num_programs=lambda _: value(self.programs),
             cdiv=lambda a, b: -(-a // b),
@@ -294,7 +304,7 @@ class Interpreter:
             exp2=lambda x: value(np.exp2(x)),
             log2=lambda x: value(np.log2(x)),
             convert_layout=lambda x, _: x,
-            load=lambda pointer: value(pointer.array[pointer.offset]),
+            load=self._load,
             store=self._store,
             allocate_shared_memory=self._allocate,
             warp_specialize=lambda *arguments: self.machine.specialize(*arguments),
@@ -304,11 +314,39 @@ class Interpreter:
         )
         module.tma = SimpleNamespace(tensor_descriptor=object, store_wait=self._store_wait)
         module.load_tile, module.store_tile, module.add_tile = self._load_tile, self._store_tile, self._add_tile
+        module.copy_async, module.commit_copies = self._copy_async, self._commit_copies
+        module.wait_for_copies = self._wait_for_copies
         module.fence_async_shared = self._fence
         module.warpgroup_mma, module.warpgroup_mma_wait = self._multiply, self._multiply_wait
         return module
 
-    def _store(self, pointer: Pointer, x: Value, mask: Any) -> None:
+    def _load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Value:
+        places, mask = np.broadcast_arrays(pointer.offset, mask)
+        loaded = np.full(places.shape, other, pointer.array.dtype)
+        loaded[mask] = pointer.array[places[mask]]
+        return value(loaded)
+
+    def _copy_async(self, buffer: Shared, pointer: Pointer, mask: Any = True) -> None:
+        places, mask = np.broadcast_arrays(pointer.offset, mask)
+
+        def copy() -> None:
+            buffer.array[mask] = pointer.array[places[mask]]
+
+        buffer.array[...] = np.nan
+        self.machine.queue("loads").append(copy)
+
+    def _commit_copies(self) -> None:
+        loads = self.machine.queue("loads")
+        self.machine.queue("groups").append(loads.copy())
+        loads.clear()
+
+    def _wait_for_copies(self, outstanding: int) -> None:
+        groups = self.machine.queue("groups")
+        while len(groups) > outstanding:
+            for copy in groups.pop(0):
+                copy()
+
+    def _store(self, pointer: Pointer, x: Value, mask: Any = True) -> None:
         places, x, mask = np.broadcast_arrays(pointer.offset, x, mask)
         pointer.array[places[mask]] = x[mask]
 
