@@ -191,7 +191,8 @@ def _hopper_kernels(shape: Shape, tensors: Sequence[Tensor], how: dict[str, Any]
         return {"output": hopper_attention.forward(*tensors[:3], **how, tile=tile)[0]}
 
     def backward(choice: Choice) -> dict[str, Tensor]:
-        tile = hopper_attention.BackwardTile(*choice[:2], bool(choice[2]), choice[3])
+        stages, lag, in_registers, at_once = choice
+        tile = hopper_attention.BackwardTile(stages, lag, bool(in_registers), at_once)
         return dict(zip(TENSORS[1:], hopper_attention.backward(*tensors, **how, tile=tile), strict=True))
 
     start = hopper_attention.forward_tile(shape.seq, shape.head_dim, causal=shape.causal)

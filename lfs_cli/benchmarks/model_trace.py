@@ -214,8 +214,9 @@ def memory_rows(
     blocks = [_Block(address, size, kind=kind) for address, (kind, size) in held.items()]
     living = {block.address: block for block in blocks}
     changes: list[tuple[int, _Block | None, int]] = [(start, None, 0) for start, _ in phases.values()]
-    for event in events:
-        if event.get("name") != "[memory]" or event["args"]["Device Type"] != _DEVICES[device_type]:
+    # A trace lists one thread after the other, and on a GPU backward has a thread of its own
+    for event in sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"]):
+        if event["args"]["Device Type"] != _DEVICES[device_type]:
             continue
         moment, size, address = _nanoseconds(event["ts"]), event["args"]["Bytes"], event["args"]["Addr"]
         if not began <= moment <= ended:

@@ -26,6 +26,15 @@ Backward at 1, 16, 16384, D, what was tried beside what was kept, in one run eac
     D = 64     dq added from registers (red.global.add.v2.f32), not by the copy engine   407 beside 475
     D = 128    the same                                                                  433 beside 543
     D = 64     scores of the next block before dq of this one, in step                   417 beside 445
+
+The same on one H200, 2026-11-29, in one run each, back to back, milliseconds:
+
+    D = 64     half the channels of dq for each warpgroup, not all of them in turn       2.79 beside 2.69, which is kept
+    D = 64     in turn, dk before dq                                                     2.83 beside 2.69
+    D = 64     in turn, 2 or 4 blocks of queries in flight, not 3                        3.10, 2.88 beside 2.83
+    D = 64     blocks of 128 queries                                                     507 spilled accesses
+    D = 128    dq before dk                                                              5.42 beside 5.27
+    D = 128    in turn                                                                   ptxas puts products in a row
 """
 
 import heapq

@@ -17,7 +17,14 @@ Traffic:  one reading and one writing of the row. Exponentials: two a logit and 
 Limits:   bfloat16, float16; V <= 114,688, as a program has 227 KB of shared memory. Up to 57,344 two programs fit a
           processor, and one loads while the other computes.
 Where:    Hopper, for `HOPPER_VOCABULARIES` of `linear_cross_entropy.py`.
-Measured: not yet
+Measured: one H200, 2026-11-29, bfloat16, milliseconds of this kernel beside that of `linear_cross_entropy.py`:
+
+    rows x V           loss and da     the same, capped     loss alone
+    4,096 x 50,304     0.22, 0.34      0.48, 0.54           0.11, 0.17
+    4,096 x 16,384     0.08, 0.11      0.16, 0.18           0.04, 0.06
+    2,048 x 100,352    0.27, 0.35      0.59, 0.52           0.15, 0.16
+
+    Tiles of 2,048 to 8,192 and 4 to 16 warps, at V = 50,304: 0.22 to 0.25.
 """
 
 import torch

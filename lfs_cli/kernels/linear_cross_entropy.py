@@ -63,8 +63,9 @@ CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**29, "mps": 2**26}
 LARGEST_ERROR = 0.03
 """Of the self-check, relative to the size of each result: some roundings of bfloat16."""
 
-HOPPER_VOCABULARIES = range(16_385, 114_689)
-"""For which `hopper_cross_entropy.py` is taken: the L1 cache holds shorter rows, and shared memory not the longer."""
+HOPPER_VOCABULARIES = {False: range(16_384, 114_689), True: range(16_384, 57_345)}
+"""For which `hopper_cross_entropy.py` is taken, by whether logits are capped. Shared memory holds no longer rows, and
+above 57,344 logits one a processor, whose exponentials then wait for its copies. Shorter ones were not measured."""
 
 BLOCK_V = 4096
 WARPS = 8
@@ -332,7 +333,7 @@ def _by_kernel(
 
 def _launcher(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> Callable[..., None]:
     """Return what launches the faster kernel, of those that can run and are right."""
-    fits = dtype.itemsize == 2 and V in HOPPER_VOCABULARIES
+    fits = dtype.itemsize == 2 and V in HOPPER_VOCABULARIES[is_capped]
     if not fits or no_hopper_reason(device) is not None or not _hopper_is_trusted(device, dtype, V, is_capped):
         return _launch
     return import_module("lfs_cli.kernels.hopper_cross_entropy").loss_and_gradient

@@ -466,6 +466,7 @@ def test_memory_is_sorted_by_what_becomes_of_it() -> None:
     ]
     rows = memory_rows(events, {1: ("weights", 1000), 2: ("state", 2000)}, {200, 300}, "cuda")
 
+    assert rows == memory_rows(events[::-1], {1: ("weights", 1000), 2: ("state", 2000)}, {200, 300}, "cuda")
     assert [(round(1e3 * row["ms"]), row["phase"], *(row[f"{kind}_bytes"] for kind in KINDS[2:])) for row in rows] == [
         (0, "forward", 0, 0, 0),
         (5, "forward", 0, 0, 8),
@@ -514,6 +515,6 @@ def test_a_profile_of_a_gpu_puts_kernels_and_memory_where_they_belong() -> None:
         assert {(module, "forward"), (module, "backward")} <= places
     assert "unknown" not in {module for module, _ in places}
     weights = sum(weight.nbytes for weight in training.weights)
-    update = [row for row in seen.memory if row["phase"] == "optimizer"][-1]
+    update = next(row for row in seen.memory if row["phase"] == "optimizer")
     assert update["gradients_bytes"] == pytest.approx(weights, rel=0.2, abs=512 * len(training.weights))
     assert update["activations_bytes"] < 0.1 * weights

@@ -51,9 +51,9 @@ def main() -> None:
         report(50_257, "fp16"),
         report(50_304, capped=True),
         report(50_304, writes_gradient=False),
-        report(HOPPER_VOCABULARIES.start),
-        report(HOPPER_VOCABULARIES.stop - 1),
-        report(HOPPER_VOCABULARIES.stop - 1, "fp16", capped=True),
+        report(HOPPER_VOCABULARIES[False].start + 1),
+        report(HOPPER_VOCABULARIES[False].stop - 1),
+        report(HOPPER_VOCABULARIES[True].stop - 1, "fp16", capped=True),
     ):
         print(json.dumps(row), flush=True)
 

@@ -196,8 +196,8 @@ def test_a_right_kernel_is_taken_for_vocabularies_in_its_range(monkeypatch: pyte
         launch(*tensors, **how)
 
     assert choose(monkeypatch, kernel) == [kernel] * 2
-    assert choose(monkeypatch, kernel, V=module.HOPPER_VOCABULARIES.stop) == [launch] * 2
-    assert choose(monkeypatch, kernel, V=module.HOPPER_VOCABULARIES.start - 1) == [launch] * 2
+    assert choose(monkeypatch, kernel, V=module.HOPPER_VOCABULARIES[False].stop) == [launch] * 2
+    assert choose(monkeypatch, kernel, V=module.HOPPER_VOCABULARIES[False].start - 1) == [launch] * 2
     assert choose(monkeypatch, kernel, dtype=torch.float32) == [launch] * 2
 
 
