@@ -334,8 +334,8 @@ def _forward_operation(
                 k_weight,
                 q_out,
                 k_out,
-                q_BTHD.stride()[1:3],
-                k_BTGD.stride()[1:3],
+                _strides(q_BTHD),
+                _strides(k_BTGD),
                 B * T,
                 T,
                 epsilon,
@@ -388,8 +388,8 @@ def _backward_operation(
                 dq,
                 dk,
                 None if q_weight is None else dweights,
-                (0, 0) if q_BTHD is None else q_BTHD.stride()[1:3],
-                (0, 0) if k_BTGD is None else k_BTGD.stride()[1:3],
+                (0, 0) if q_BTHD is None else _strides(q_BTHD),
+                (0, 0) if k_BTGD is None else _strides(k_BTGD),
                 B * T,
                 T,
                 triton.cdiv(tiles, programs) * block_t,
@@ -413,8 +413,13 @@ def _(dq_out: Tensor, dk_out: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _in_rows(x_BTHD: Tensor) -> Tensor:
     """Return a tensor whose B x T positions lie at one stride, and its channels side by side; a copy if need be."""
     B, T = x_BTHD.shape[:2]
-    at_one_stride = B == 1 or x_BTHD.stride(0) == T * x_BTHD.stride(1)
+    at_one_stride = 1 in (B, T) or x_BTHD.stride(0) == T * x_BTHD.stride(1)
     return x_BTHD if at_one_stride and x_BTHD.stride(3) == 1 else x_BTHD.contiguous()
+
+
+def _strides(x_BTHD: Tensor) -> tuple[int, int]:
+    """Return those of (position, head). A single position of a sequence may claim any stride: the next is B's."""
+    return x_BTHD.stride(0 if x_BTHD.shape[1] == 1 else 1), x_BTHD.stride(2)
 
 
 def _block_t(D: int) -> int:
