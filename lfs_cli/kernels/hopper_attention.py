@@ -121,7 +121,7 @@ def unavailable_reason(
         return "there are more queries than keys"
     if min(B * T * H, S) == 0:
         return "there is nothing to compute"
-    if B * H * (T + ROWS) >= 2**31:
+    if B * H * (T + 2 * ROWS) >= 2**31:  # backward pads each head to pairs of blocks
         return "there are more than 2^31 queries"
     if not all(_is_aligned(x) for x in (q_BTHD, k_BSGD, v_BSGD)):
         return "rows do not begin at multiples of 16 bytes"

@@ -16,6 +16,8 @@ from gluon_interpreter import DeadlockError, Descriptor, HazardError, Interprete
 from lfs_cli.kernels import hopper_attention as hopper
 
 BLOCK_S = 128
+BACKWARD_TILES = [(64, hopper.BackwardTile(3, 1, True, at_once)) for at_once in (1, 2)] + [(128, hopper.BACKWARD[128])]
+"""Those of any Triton: which one D = 64 has depends on its version."""
 WIDE = {"atol": 2e-3, "rtol": 2e-3}  # p and ds are rounded to float16
 
 SHAPES = [  # B, T, S, H, G, causal
@@ -151,7 +153,7 @@ def test_forward_matches_the_definition(shape: tuple, warpgroups: int, slowest: 
 
 
 @pytest.mark.parametrize("slowest", [0, 1, 2])
-@pytest.mark.parametrize("tile", list(hopper.BACKWARD.items()), ids=lambda tile: f"D={tile[0]}")
+@pytest.mark.parametrize("tile", BACKWARD_TILES, ids=lambda tile: f"D={tile[0]} {tile[1].at_once} at once")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward_matches_the_definition(shape: tuple, tile: tuple[int, hopper.BackwardTile], slowest: int) -> None:
     (*sizes, causal), (D, (stages, lag, in_registers, at_once)) = shape, tile
