@@ -5,8 +5,8 @@ after them, and the launches. Importing this file imports neither Gluon nor a GP
 
 Order of tiles: with a causal mask the tiles of a head differ in work. The tiles are dealt out to the processors before
 the launch, heaviest first, each to the one that is free first: as a GPU would deal out programs, but one program keeps
-its processor, and copies the next tile while it finishes this one. Heads are taken in sections whose keys and values
-stay in the L2 cache together. The order depends on shapes alone and is kept (`_order`).
+its processor, and copies the next tile while it finishes this one. Heads are taken in sections whose keys and values,
+and backward whose queries and gradients, stay in the L2 cache together. The order depends on shapes alone and is kept.
 
 Measured on one H100 80GB, Triton 3.6, bfloat16, causal, 2026-11-25, in TFLOP/s. Forward with tiles in this order, with
 the same tiles dealt out back and forth (program i takes i, 2 n - 1 - i, 2 n + i, ...), and as programs of their own;
@@ -197,7 +197,7 @@ def forward(
     block_t = 64 * tile.warpgroups
     programs = min(_processors(q_BTHD.device), B * H * -(-T // block_t))
     section = _section(H // G, S, D)
-    order = _order(T, S, B * H, section, block_t, tile.block_s, causal, programs, q_BTHD.device)
+    order = _forward_order(T, S, B * H, section, block_t, tile.block_s, causal, programs, q_BTHD.device)
     if torch.cuda.is_current_stream_capturing():
         _recorded.add(order)
     with torch.cuda.device_of(q_BTHD):
@@ -254,6 +254,11 @@ def backward(
     blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
+    programs = min(_processors(device), B * G * -(-S // 128))
+    section = _section(1, 4 * T * (H // G), D)  # q, do, a sum of dq as large as both, and room for what is read once
+    order = _backward_order(T, S, B * G, section, H // G, causal, programs, device)
+    if torch.cuda.is_current_stream_capturing():
+        _recorded.add(order)
     with torch.cuda.device_of(q_BTHD):
         _prepare[(blocks * B * H,)](
             o_BTHD,
@@ -270,7 +275,7 @@ def backward(
             D=D,
             BLOCK_T=ROWS,
         )
-        kernel[(-(-S // 128) * B * G,)](
+        kernel[(programs,)](
             _describe(q_BTHD, 1, 64, 1, D),
             _describe(k_BSGD, 1, 128, 1, D),
             _describe(v_BSGD, 1, 64, 1, D),
@@ -280,11 +285,11 @@ def backward(
             _describe(dv, 1, 64, 1, D),
             _describe(L2, 64),
             _describe(delta, 64),
+            order,
             T,
             S,
             blocks * ROWS,
             H,
-            G,
             scale * LOG2_E,
             scale,
             GROUP=H // G,
@@ -358,11 +363,11 @@ def _section(group: int, S: int, D: int) -> int:
 
 
 _recorded: set[Tensor] = set()
-"""Orders that CUDA graphs read. They are kept for good: `_order` forgets, and a graph is replayed without asking it."""
+"""Orders that CUDA graphs read. They are kept for good: caches forget, and a graph is replayed without asking them."""
 
 
 @lru_cache(maxsize=256)
-def _order(
+def _forward_order(
     T: int,
     S: int,
     heads: int,
@@ -377,16 +382,29 @@ def _order(
 
     A tile takes as long as its blocks of keys and two more, for its beginning and end.
     """
-    blocks = -(-T // block_t)
-    seen = [min(S, (m + 1) * block_t + S - T) if causal else S for m in range(blocks)]
-    costs = [-(-keys // block_s) + 2 for keys in seen]
+    seen = [min(S, (m + 1) * block_t + S - T) if causal else S for m in range(-(-T // block_t))]
+    return _dealt([-(-keys // block_s) + 2 for keys in seen], heads, section, programs, device)
+
+
+@lru_cache(maxsize=256)
+def _backward_order(
+    T: int, S: int, heads: int, section: int, group: int, causal: bool, programs: int, device: torch.device | str
+) -> Tensor:
+    """Deal out the tiles of all key/value heads, as `hopper_backward.Work` expects it; costs are alike."""
+    seeing = [T - max(128 * m - (S - T), 0) if causal else T for m in range(-(-S // 128))]
+    return _dealt([-(-queries // ROWS) * group + 3 for queries in seeing], heads, section, programs, device)
+
+
+def _dealt(costs: list[int], heads: int, section: int, programs: int, device: torch.device | str) -> Tensor:
+    """Deal out the tiles of heads, each of which has tiles of such costs, the dearest of a section first."""
     busy = [(0, program) for program in range(programs)]
     tiles: list[list[int]] = [[] for _ in range(programs)]
+    dearest_first = sorted(range(len(costs)), key=lambda m: -costs[m])
     for first in range(0, heads, section):
-        for m in reversed(range(blocks)):
+        for m in dearest_first:
             for head in range(first, min(first + section, heads)):
                 until, program = busy[0]
-                tiles[program].append(head * blocks + m)
+                tiles[program].append(head * len(costs) + m)
                 heapq.heapreplace(busy, (until + costs[m], program))
     starts = [programs + 1]
     for own in tiles:

@@ -5,12 +5,15 @@ The math is that of `flash_attention.py`, the way of working that of `hopper_for
 Sources: Shah et al., "FlashAttention-3", 2024 (arXiv:2407.08608), section 3 and algorithm 3 of its appendix.
          The tile, 64 queries by 128 keys, is the one of Dao-AILab/flash-attention for D = 128.
 
-A program owns 128 keys of one key/value head, 64 for each of two warpgroups, and walks over all queries that see them,
-64 at a time, head by head of its group:
+A program (one a processor) takes one tile after another: 128 keys of one key/value head, 64 for each of two warpgroups.
+It walks over all queries that see them, 64 at a time, head by head of the group:
 
-    loader, 1 warp            copies k and v once, then q, L, do and delta of each block of queries
+    loader, 1 warp            copies k and v of each tile, and q, L, do and delta of each block of queries
     warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half of dq
     adder, 1 warp             adds what the warpgroups found of dq to a float32 sum in global memory
+
+Blocks are counted through all tiles, so buffers and barriers know of no tiles. The warps are never all at the end of one:
+while dk and dv go out, by way of the buffers of dq, the loader is at the next.
 
 Each warpgroup holds scores transposed, (64 keys, 64 queries), so that p and ds stay in registers as first factors of
 
@@ -111,6 +114,9 @@ def make_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 class Work:
     """What the partitions of a program share.
 
+    `order_ptr` says which tiles are whose, as in `hopper_forward.py`. A tile is a number: head * (blocks of keys of a
+    head) + block, with key/value heads counted through the batch.
+
     `ds` has DS_BUFFERS buffers, each full when both warpgroups have written their half; `dq` has one for each of them.
     No barrier says that a buffer of ds is empty. A warpgroup that writes the ds of block i has seen that of block
     i - 1 - LAG complete, so the other one is done with dq of block i - 2 - 2 LAG: 2 + 2 LAG buffers are enough.
@@ -133,22 +139,19 @@ class Work:
     k: gl.shared_memory_descriptor
     v: gl.shared_memory_descriptor
     kv_full: gl.shared_memory_descriptor
+    kv_empty: gl.shared_memory_descriptor
     ds: gl.shared_memory_descriptor
     ds_full: gl.shared_memory_descriptor
     dq: gl.shared_memory_descriptor
     dq_full: gl.shared_memory_descriptor
     dq_empty: gl.shared_memory_descriptor
+    order_ptr: gl.tensor
     T: gl.tensor
     S: gl.tensor
     T_padded: gl.tensor
     H: gl.tensor
     scale_log2: gl.tensor
     scale: gl.tensor
-    b: gl.tensor
-    g: gl.tensor
-    s_start: gl.tensor
-    t_first: gl.tensor
-    blocks: gl.tensor
     GROUP: gl.constexpr
     D: gl.constexpr
     CAUSAL: gl.constexpr
@@ -157,44 +160,65 @@ class Work:
     IN_REGISTERS: gl.constexpr
     AT_ONCE: gl.constexpr
 
+    @gluon.jit
+    def place(self, tile):
+        """Batch, key/value head, first key and first query of a tile, and how many blocks of queries see it."""
+        key_blocks = gl.cdiv(self.S, 128)
+        bg = tile // key_blocks
+        s_start = tile % key_blocks * 128
+        t_first = 0
+        if self.CAUSAL:
+            t_first = gl.maximum(s_start - (self.S - self.T), 0) // 64 * 64
+        G = self.H // self.GROUP
+        blocks = gl.cdiv(self.T - t_first, 64 * self.AT_ONCE) * self.AT_ONCE
+        return bg // G, bg % G, s_start, t_first, blocks
+
 
 @gluon.jit
 def _load(work):
     """The loader."""
-    mbarrier.expect(work.kv_full.index(0), work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
-    load_tile(work.k_desc, [work.b, work.s_start, work.g, 0], work.kv_full.index(0), work.k)
-    for c in gl.static_range(2):
-        place = [work.b, work.s_start + 64 * c, work.g, 0]
-        load_tile(work.v_desc, place, work.kv_full.index(0), work.v.index(c))
+    first = gl.load(work.order_ptr + gl.program_id(0))
+    stop = gl.load(work.order_ptr + gl.program_id(0) + 1)
     i = 0
-    for member in range(work.GROUP):
-        h = work.g * work.GROUP + member
-        row = (work.b * work.H + h) * work.T_padded
-        for j in range(work.blocks):
-            t = work.t_first + 64 * j
-            work.q.load(i, work.q_desc, [work.b, t, h, 0], work.L_desc, [row + t])
-            work.do.load(i, work.do_desc, [work.b, t, h, 0], work.delta_desc, [row + t])
-            i += 1
+    for turn in range(first, stop):
+        b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
+        mbarrier.wait(work.kv_empty.index(0), ((turn - first) & 1) ^ 1)
+        mbarrier.expect(work.kv_full.index(0), work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
+        load_tile(work.k_desc, [b, s_start, g, 0], work.kv_full.index(0), work.k)
+        for c in gl.static_range(2):
+            load_tile(work.v_desc, [b, s_start + 64 * c, g, 0], work.kv_full.index(0), work.v.index(c))
+        for member in range(work.GROUP):
+            h = g * work.GROUP + member
+            row = (b * work.H + h) * work.T_padded
+            for j in range(blocks):
+                t = t_first + 64 * j
+                work.q.load(i, work.q_desc, [b, t, h, 0], work.L_desc, [row + t])
+                work.do.load(i, work.do_desc, [b, t, h, 0], work.delta_desc, [row + t])
+                i += 1
 
 
 @gluon.jit
 def _add(work):
     """The adder: both warpgroups' dq, of one block of queries or of two."""
+    first = gl.load(work.order_ptr + gl.program_id(0))
+    stop = gl.load(work.order_ptr + gl.program_id(0) + 1)
     i = 0
-    for member in range(work.GROUP):
-        bh = work.b * work.H + work.g * work.GROUP + member
-        for j in range(work.blocks // work.AT_ONCE):
-            t = work.t_first + 64 * work.AT_ONCE * j
-            for c in gl.static_range(2):
-                place = [bh, t, work.D // 2 * c]
-                if work.AT_ONCE == 2:
-                    place = [bh, t + 64 * c, 0]
-                mbarrier.wait(work.dq_full.index(c), i & 1)
-                add_tile(work.dq_desc, place, work.dq.index(c))
-            for c in gl.static_range(2):
-                tma.store_wait(1 - c)  # the copy of c has left its buffer
-                mbarrier.arrive(work.dq_empty.index(c), count=1)
-            i += 1
+    for turn in range(first, stop):
+        b, g, _s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
+        for member in range(work.GROUP):
+            bh = b * work.H + g * work.GROUP + member
+            for j in range(blocks // work.AT_ONCE):
+                t = t_first + 64 * work.AT_ONCE * j
+                for c in gl.static_range(2):
+                    place = [bh, t, work.D // 2 * c]
+                    if work.AT_ONCE == 2:
+                        place = [bh, t + 64 * c, 0]
+                    mbarrier.wait(work.dq_full.index(c), i & 1)
+                    add_tile(work.dq_desc, place, work.dq.index(c))
+                for c in gl.static_range(2):
+                    tma.store_wait(1 - c)  # the copy of c has left its buffer
+                    mbarrier.arrive(work.dq_empty.index(c), count=1)
+                i += 1
 
 
 @gluon.jit
@@ -210,9 +234,9 @@ def _probabilities(score, L, t, s, is_masked, work):
 
 
 @gluon.jit
-def _give_dq(work, dq, j, C: gl.constexpr):
-    """Hand this warpgroup's dq of block j to the adder, if there is such a block."""
-    if j >= 0:
+def _give_dq(work, dq, is_any, C: gl.constexpr):
+    """Hand this warpgroup's dq of a block to the adder, if there is such a block."""
+    if is_any:
         work.dq.index(C).reshape([64, dq.shape[1]]).store(dq)
         fence_async_shared()
         mbarrier.arrive(work.dq_full.index(C), count=1)
@@ -232,106 +256,123 @@ def _differentiate(work, C: gl.constexpr):
     FACTOR: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     COLUMNS: gl.constexpr = gl.SliceLayout(0, SCORES)
     dtype: gl.constexpr = work.q_desc.dtype
-    s = work.s_start + 64 * C + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+    row = 64 * C + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
     column = gl.arange(0, 64, COLUMNS)
     no_score = gl.zeros([64, 64], gl.float32, SCORES)
     no_dq = gl.zeros([64, WIDTH], gl.float32, OF_DQ)
-    dk = gl.zeros([64, D], gl.float32, SUMS)
-    dv = gl.zeros([64, D], gl.float32, SUMS)
-    reaches_past_S = work.s_start + 64 * C + 64 > work.S
-    sees_all = 0  # the first query that sees all of these keys
-    if work.CAUSAL:
-        sees_all = work.s_start + 64 * C + 63 - (work.S - work.T)
-
     keys = work.k.reshape([128, D])
     k_of_dq = keys
     if AT_ONCE == 1:
         k_of_dq = keys.slice(D // 2 * C, D // 2, 1)
-    k = keys.slice(64 * C, 64, 0)
-    v = work.v.index(C).reshape([64, D])
-    mbarrier.wait(work.kv_full.index(0), 0)
-    if work.IN_REGISTERS:
-        k = k.load(gl.DotOperandLayout(0, SCORES, 2))
-        v = v.load(gl.DotOperandLayout(0, SCORES, 2))
-    t_start = work.t_first
-    steps = work.GROUP * work.blocks
-    for turn in range(steps // AT_ONCE):
-        for part in gl.static_range(AT_ONCE):
-            i = turn * AT_ONCE + part
-            q = work.q.tile(i, 64, D)
-            do = work.do.tile(i, 64, D)
-            work.q.await_full(i)
-            score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
-            work.do.await_full(i)
-            dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
-            L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
-            score = warpgroup_mma_wait(1, deps=[score])
-            p = _probabilities(score, L, t_start + column, s, (t_start < sees_all) | reaches_past_S, work)
-            p_half = gl.convert_layout(p.to(dtype), FACTOR)
-            delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
-            dp = warpgroup_mma_wait(0, deps=[dp])
-            ds = (p * (dp - delta[None, :])).to(dtype)
-            dv = warpgroup_mma(p_half, do, dv, is_async=True)
-            ds_half = gl.convert_layout(ds, FACTOR)
-            work.ds.index(i % BUFFERS).slice(64 * C, 64, 0).store(ds)
-            fence_async_shared()
-            mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
+    out = work.dq.index(C)._reinterpret(dtype, work.dk_desc.block_shape, work.dk_desc.layout)
 
-            j = i - LAG  # the block of queries whose dq this is; at j = -1 the product is of no use, and not used
-            buffer = (j + BUFFERS) % BUFFERS
-            if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
-                dk = warpgroup_mma(ds_half, q, dk, is_async=True)
-                mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)
-                dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
-                dv = warpgroup_mma_wait(2, deps=[dv])
-                work.do.release(i)
-                dk = warpgroup_mma_wait(1, deps=[dk])
-                work.q.release(i)
-                mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=j >= 0)
-                dq = warpgroup_mma_wait(0, deps=[dq])
-                _give_dq(work, dq, j, C)
-            elif part == (C + LAG) % 2:  # dq first: it is given away while dk is computed
-                mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)
-                dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
-                dv = warpgroup_mma_wait(1, deps=[dv])
-                work.do.release(i)
-                dk = warpgroup_mma(ds_half, q, dk, is_async=True)
-                mbarrier.wait(work.dq_empty.index(C), ((j // 2) & 1) ^ 1, pred=j >= 0)
-                dq = warpgroup_mma_wait(1, deps=[dq])
-                _give_dq(work, dq, j, C)
-                dk = warpgroup_mma_wait(0, deps=[dk])
-                work.q.release(i)
-            else:  # the other warpgroup's turn
-                dk = warpgroup_mma(ds_half, q, dk, is_async=True)
-                dv = warpgroup_mma_wait(1, deps=[dv])
-                work.do.release(i)
-                dk = warpgroup_mma_wait(0, deps=[dk])
-                work.q.release(i)
-            t_start += 64
-        if t_start >= work.T:  # the next head of the group
-            t_start = work.t_first
-    if LAG == 1 and (AT_ONCE == 1 or C == 1):
-        j = steps - 1
-        buffer = j % BUFFERS
-        mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1)
-        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
-        mbarrier.wait(work.dq_empty.index(C), ((j // AT_ONCE) & 1) ^ 1)
-        dq = warpgroup_mma_wait(0, deps=[dq])
-        _give_dq(work, dq, j, C)
+    first = gl.load(work.order_ptr + gl.program_id(0))
+    stop = gl.load(work.order_ptr + gl.program_id(0) + 1)
+    base = 0  # blocks of queries of the tiles before this one
+    for turn in range(first, stop):
+        b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
+        steps = work.GROUP * blocks
+        s = s_start + row
+        reaches_past_S = s_start + 64 * C + 64 > work.S
+        sees_all = 0  # the first query that sees all of these keys
+        if work.CAUSAL:
+            sees_all = s_start + 64 * C + 63 - (work.S - work.T)
+        dk = gl.zeros([64, D], gl.float32, SUMS)
+        dv = gl.zeros([64, D], gl.float32, SUMS)
+        k = keys.slice(64 * C, 64, 0)
+        v = work.v.index(C).reshape([64, D])
+        mbarrier.wait(work.kv_full.index(0), (turn - first) & 1)
+        if work.IN_REGISTERS:
+            k = k.load(gl.DotOperandLayout(0, SCORES, 2))
+            v = v.load(gl.DotOperandLayout(0, SCORES, 2))
+        tma.store_wait(0)  # dk of the tile before has left the buffer
+        t_start = t_first
+        for pair in range(base, base + steps, AT_ONCE):
+            for part in gl.static_range(AT_ONCE):
+                i = pair + part
+                q = work.q.tile(i, 64, D)
+                do = work.do.tile(i, 64, D)
+                work.q.await_full(i)
+                score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
+                work.do.await_full(i)
+                dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
+                L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
+                score = warpgroup_mma_wait(1, deps=[score])
+                p = _probabilities(score, L, t_start + column, s, (t_start < sees_all) | reaches_past_S, work)
+                p_half = gl.convert_layout(p.to(dtype), FACTOR)
+                delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
+                dp = warpgroup_mma_wait(0, deps=[dp])
+                ds = (p * (dp - delta[None, :])).to(dtype)
+                dv = warpgroup_mma(p_half, do, dv, is_async=True)
+                ds_half = gl.convert_layout(ds, FACTOR)
+                work.ds.index(i % BUFFERS).slice(64 * C, 64, 0).store(ds)
+                fence_async_shared()
+                mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
 
-    place = [work.b, work.s_start + 64 * C, work.g, 0]
-    out = work.v.index(C)  # v is not needed any more
-    out.reshape([64, D]).store(dv.to(dtype))
-    fence_async_shared()
-    store_tile(work.dv_desc, place, out)
+                j = i - LAG  # the block of queries whose dq this is
+                is_ours = True
+                if LAG == 1:  # the first is of the tile before: the product is of no use, and not used
+                    is_ours = j >= base
+                buffer = (j + BUFFERS) % BUFFERS
+                if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
+                    dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                    mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=is_ours)
+                    dq = warpgroup_mma(
+                        work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
+                    )
+                    dv = warpgroup_mma_wait(2, deps=[dv])
+                    work.do.release(i)
+                    dk = warpgroup_mma_wait(1, deps=[dk])
+                    work.q.release(i)
+                    mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=is_ours)
+                    dq = warpgroup_mma_wait(0, deps=[dq])
+                    _give_dq(work, dq, is_ours, C)
+                elif part == (C + LAG) % 2:  # dq first: it is given away while dk is computed
+                    mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=is_ours)
+                    dq = warpgroup_mma(
+                        work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
+                    )
+                    dv = warpgroup_mma_wait(1, deps=[dv])
+                    work.do.release(i)
+                    dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                    mbarrier.wait(work.dq_empty.index(C), ((j // 2) & 1) ^ 1, pred=is_ours)
+                    dq = warpgroup_mma_wait(1, deps=[dq])
+                    _give_dq(work, dq, is_ours, C)
+                    dk = warpgroup_mma_wait(0, deps=[dk])
+                    work.q.release(i)
+                else:  # the other warpgroup's turn
+                    dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                    dv = warpgroup_mma_wait(1, deps=[dv])
+                    work.do.release(i)
+                    dk = warpgroup_mma_wait(0, deps=[dk])
+                    work.q.release(i)
+                t_start += 64
+            if work.GROUP > 1 and t_start >= work.T:  # the next head of the group
+                t_start = t_first
+        base += steps
+        if LAG == 1 and (AT_ONCE == 1 or C == 1):
+            j = base - 1
+            buffer = j % BUFFERS
+            mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1)
+            dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
+            mbarrier.wait(work.dq_empty.index(C), ((j // AT_ONCE) & 1) ^ 1)
+            dq = warpgroup_mma_wait(0, deps=[dq])
+            _give_dq(work, dq, True, C)
+        mbarrier.arrive(work.kv_empty.index(0), count=1)
+
+        place = [b, s_start + 64 * C, g, 0]
+        mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)  # the last dq has left the buffer
+        out.reshape([64, D]).store(dv.to(dtype))
+        fence_async_shared()
+        store_tile(work.dv_desc, place, out)
+        tma.store_wait(0)
+        out.reshape([64, D]).store((dk * work.scale).to(dtype))
+        fence_async_shared()
+        store_tile(work.dk_desc, place, out)
     tma.store_wait(0)
-    out.reshape([64, D]).store((dk * work.scale).to(dtype))
-    fence_async_shared()
-    store_tile(work.dk_desc, place, out)
-    tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["T", "S", "T_padded", "H", "G"])
+@gluon.jit(do_not_specialize=["T", "S", "T_padded", "H"])
 def backward(
     q_desc,
     k_desc,
@@ -342,11 +383,11 @@ def backward(
     dv_desc,
     L_desc,
     delta_desc,
+    order_ptr,
     T,
     S,
     T_padded,
     H,
-    G,
     scale_log2,
     scale,
     GROUP: gl.constexpr,
@@ -360,19 +401,11 @@ def backward(
     REGISTERS: gl.constexpr,
     LOADER_REGISTERS: gl.constexpr,
 ):
-    """Write dk and dv of 128 keys of one key/value head, and add to dq / scale of the queries that see them.
+    """Write dk and dv of this program's tiles, and add to dq / scale of the queries that see them.
 
     Descriptors are of (B, T, H, D) and (B, S, G, D) tensors in blocks of 64 rows of one head, 128 for k; of (B H, T, D)
     for dq; of flat (B H T_padded) for L (times log2(e), +inf past T) and delta.
     """
-    key_blocks = gl.cdiv(S, 128)
-    bg = gl.program_id(0) // key_blocks
-    s_start = gl.program_id(0) % key_blocks * 128  # causal: the keys that most queries see first
-    t_first = 0
-    if CAUSAL:
-        t_first = gl.maximum(s_start - (S - T), 0) // 64 * 64
-    blocks = gl.cdiv(T - t_first, 64 * AT_ONCE) * AT_ONCE
-
     q = make_ring(q_desc, L_desc, STAGES)
     do = make_ring(do_desc, delta_desc, STAGES)
     k = gl.allocate_shared_memory(k_desc.dtype, k_desc.block_shape, k_desc.layout)
@@ -395,22 +428,19 @@ def backward(
         k,
         v,
         make_barriers(1, 1),
+        make_barriers(1, 2),
         ds,
         make_barriers(DS_BUFFERS, 2),
         dq,
         make_barriers(2, 1),
         make_barriers(2, 1),
+        order_ptr,
         T,
         S,
         T_padded,
         H,
         scale_log2,
         scale,
-        bg // G,
-        bg % G,
-        s_start,
-        t_first,
-        blocks,
         GROUP,
         D,
         CAUSAL,

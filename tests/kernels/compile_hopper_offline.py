@@ -55,7 +55,8 @@ def backward(
     rows = ("q_desc", "v_desc", "do_desc", "dk_desc", "dv_desc")
     types = dict.fromkeys(rows, described(dtype, 1, 64, 1, D)) | {"k_desc": described(dtype, 1, 128, 1, D)}
     types |= dict.fromkeys(("L_desc", "delta_desc"), described("fp32", 64))
-    types |= {"dq_desc": described("fp32", 1, 64, D // 2 * tile.at_once), "scale": "fp32", "scale_log2": "fp32"}
+    types |= {"dq_desc": described("fp32", 1, 64, D // 2 * tile.at_once), "order_ptr": "*i32"}
+    types |= {"scale": "fp32", "scale_log2": "fp32"}
     constants = {
         "GROUP": group,
         "D": D,
@@ -112,7 +113,7 @@ def spilled_in_loops(sass: str) -> int:
     labels = {line.strip().rstrip(":"): i for i, line in enumerate(lines) if line.strip().endswith(":")}
     loops = []
     for i, line in enumerate(lines):
-        jump = re.search(r"BRA.*`\((\S+)\)", line)
+        jump = re.search(r"@!?U?P\d BRA.*`\((\S+)\)", line)  # with a condition: others come back from waiting
         if jump and labels.get(jump[1], i) < i and any("HGMMA" in inside for inside in lines[labels[jump[1]] : i]):
             loops.append((labels[jump[1]], i))
     innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]

@@ -119,6 +119,11 @@ class Shared:
     def reshape(self, shape: Any) -> "Shared":
         return self._view(self.array.reshape(shape))
 
+    def _reinterpret(self, dtype: type, shape: Any, _layout: Any) -> "Shared":
+        whole = Shared(self.array.reshape(-1).view(dtype)[: int(np.prod(shape))].reshape(shape), self.unfenced, self.key)
+        assert np.shares_memory(whole.array, self.array)
+        return whole
+
     def store(self, x: Value) -> None:
         self.array[...] = x.astype(self.dtype)
         self.unfenced.setdefault(self.key, set()).add(threading.get_ident())

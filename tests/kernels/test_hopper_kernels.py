@@ -65,7 +65,7 @@ def forward(
     o, L = np.full_like(q, np.nan), np.full((B, H, T), np.nan, np.float32)
     block_t = 64 * warpgroups
     programs = min(programs, B * H * -(-T // block_t))
-    order = hopper._order(T, S, B * H, H // G, block_t, BLOCK_S, causal, programs, "cpu").numpy()
+    order = hopper._forward_order(T, S, B * H, H // G, block_t, BLOCK_S, causal, programs, "cpu").numpy()
     (kernels or Interpreter("hopper_forward")).launch(
         "forward",
         programs,
@@ -101,9 +101,12 @@ def backward(
     in_registers: bool,
     stages: int = 2,
     at_once: int = 2,
+    programs: int = 3,
     kernels: Interpreter | None = None,
 ) -> list[np.ndarray]:
     (B, T, H, D), (S, G) = q.shape, k.shape[1:3]
+    programs = min(programs, B * G * -(-S // 128))
+    order = hopper._backward_order(T, S, B * G, 1, H // G, causal, programs, "cpu").numpy()
     padded = (-(-T // 64) + at_once - 1) * 64
     L2, delta = (np.full((B, H, padded), fill, np.float32) for fill in (np.inf, 0))
     L2[:, :, :T] = L * hopper.LOG2_E
@@ -112,7 +115,7 @@ def backward(
     dk, dv = np.full_like(k, np.nan), np.full_like(v, np.nan)
     (kernels or Interpreter("hopper_backward")).launch(
         "backward",
-        B * G * -(-S // 128),
+        programs,
         Descriptor(q, (1, 64, 1, D)),
         Descriptor(k, (1, 128, 1, D)),
         Descriptor(v, (1, 64, 1, D)),
@@ -122,7 +125,8 @@ def backward(
         Descriptor(dv, (1, 64, 1, D)),
         Descriptor(L2.reshape(-1), (64,)),
         Descriptor(delta.reshape(-1), (64,)),
-        *(value(n) for n in (T, S, padded, H, G)),
+        Pointer(order),
+        *(value(n) for n in (T, S, padded, H)),
         np.float32(D**-0.5 * hopper.LOG2_E),
         np.float32(D**-0.5),
         GROUP=H // G,
@@ -160,7 +164,7 @@ def test_backward_matches_the_definition(shape: tuple, tile: tuple[int, hopper.B
     q, k, v, do = draw(*sizes, D)
     o, L, *gradients = exact(q, k, v, do, causal)
     ours = backward(
-        q, k, v, o, L, do, causal, lag, in_registers, stages, at_once, Interpreter("hopper_backward", slowest=slowest)
+        q, k, v, o, L, do, causal, lag, in_registers, stages, at_once, kernels=Interpreter("hopper_backward", slowest=slowest)
     )
     for mine, true in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, true, **WIDE)
@@ -187,28 +191,42 @@ def test_large_logits_and_blocks_that_some_rows_do_not_see() -> None:
 
 BREAKS = {  # how the backward kernel could be broken, and what takes the place of what
     "q is released before dk has read it": (
-        "dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n                ",
-        "dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n                work.q.release(i)\n                ",
+        "dk = warpgroup_mma(ds_half, q, dk, is_async=True)\n",
+        "dk = warpgroup_mma(ds_half, q, dk, is_async=True); work.q.release(i)\n",
     ),
     "ds is read without waiting for the other warpgroup": (
-        "mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=j >= 0)\n",
-        "\n",
+        "mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=is_ours)\n",
+        "pass\n",
     ),
     "ds is stored without a fence": (
-        "fence_async_shared()\n            mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
+        "fence_async_shared()\n                mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
         "mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
     ),
-    "do is never released": ("work.do.release(i)\n", "\n"),
+    "do is never released": ("work.do.release(i)\n", "pass\n"),
     "dq is overwritten while it is added": (
         "mbarrier.wait(work.dq_empty.index(C), ",
-        "mbarrier.wait(work.kv_full.index(0), 0 * ",
+        "mbarrier.wait(work.kv_full.index(0), (turn - first) & 1 if True else ",
     ),
     "do is released before dv has read it": (
         "dv = warpgroup_mma_wait(",
-        "work.do.release(i)\n                dv = warpgroup_mma_wait(",
+        "work.do.release(i); dv = warpgroup_mma_wait(",
     ),
     "too few buffers of ds": ("2 + (1 + AT_ONCE) * LAG", "1 + LAG"),
-    "the wrong phase of ds": ("(j // BUFFERS) & 1, pred=j >= 0)", "((j // BUFFERS) & 1) ^ 1, pred=j >= 0)"),
+    "the wrong phase of ds": ("(j // BUFFERS) & 1, pred=is_ours)", "((j // BUFFERS) & 1) ^ 1, pred=is_ours)"),
+    "keys are released before dq has read them": (
+        "        base += steps\n",
+        "        base += steps\n        mbarrier.arrive(work.kv_empty.index(0), count=1)\n"
+    ),
+    "keys are never released": ("mbarrier.arrive(work.kv_empty.index(0), count=1)\n", "pass\n"),
+    "dv takes the place of a dq that is not added yet": (
+        "mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)", "pass"
+    ),
+    "dk takes the place of a dv that is not copied yet": (
+        "tma.store_wait(0)\n        out.reshape", "out.reshape"
+    ),
+    "dq takes the place of a dk that is not copied yet": (
+        "        tma.store_wait(0)  # dk of the tile before has left the buffer\n", ""
+    ),
 }
 
 
@@ -239,7 +257,7 @@ def test_the_interpreter_notices_a_broken_kernel(
 @pytest.mark.parametrize("causal", [True, False])
 def test_every_tile_is_worked_on_once_and_the_work_is_shared(causal: bool) -> None:
     T, S, heads, block_t, programs = 2000, 2100, 24, 128, 132
-    order = hopper._order(T, S, heads, 8, block_t, BLOCK_S, causal, programs, "cpu").tolist()
+    order = hopper._forward_order(T, S, heads, 8, block_t, BLOCK_S, causal, programs, "cpu").tolist()
     shares = [order[order[i] : order[i + 1]] for i in range(programs)]
     blocks = -(-T // block_t)
     assert sorted(tile for share in shares for tile in share) == list(range(heads * blocks))
