@@ -12,8 +12,8 @@ It walks over all queries that see them, 64 at a time, head by head of the group
     warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half of dq
     adder, 1 warp             adds what the warpgroups found of dq to a float32 sum in global memory
 
-Blocks are counted through all tiles, so buffers and barriers know of no tiles. The warps are never all at the end of one:
-while dk and dv go out, by way of the buffers of dq, the loader is at the next.
+Blocks are counted through all tiles, so that buffers and barriers know of none. While dk and dv of a tile go out, by
+way of the buffers of dq, the loader is at the next.
 
 Each warpgroup holds scores transposed, (64 keys, 64 queries), so that p and ds stay in registers as first factors of
 
@@ -139,7 +139,8 @@ class Work:
     k: gl.shared_memory_descriptor
     v: gl.shared_memory_descriptor
     kv_full: gl.shared_memory_descriptor
-    kv_empty: gl.shared_memory_descriptor
+    k_empty: gl.shared_memory_descriptor
+    v_empty: gl.shared_memory_descriptor
     ds: gl.shared_memory_descriptor
     ds_full: gl.shared_memory_descriptor
     dq: gl.shared_memory_descriptor
@@ -157,6 +158,7 @@ class Work:
     CAUSAL: gl.constexpr
     LAG: gl.constexpr
     DS_BUFFERS: gl.constexpr
+    K_BUFFERS: gl.constexpr
     IN_REGISTERS: gl.constexpr
     AT_ONCE: gl.constexpr
 
@@ -182,11 +184,14 @@ def _load(work):
     i = 0
     for turn in range(first, stop):
         b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
-        mbarrier.wait(work.kv_empty.index(0), ((turn - first) & 1) ^ 1)
-        mbarrier.expect(work.kv_full.index(0), work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
-        load_tile(work.k_desc, [b, s_start, g, 0], work.kv_full.index(0), work.k)
+        n = turn - first
+        full = work.kv_full.index(n % work.K_BUFFERS)
+        mbarrier.wait(work.k_empty.index(n % work.K_BUFFERS), ((n // work.K_BUFFERS) & 1) ^ 1)
+        mbarrier.wait(work.v_empty.index(0), (n & 1) ^ 1)
+        mbarrier.expect(full, work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
+        load_tile(work.k_desc, [b, s_start, g, 0], full, work.k.index(n % work.K_BUFFERS))
         for c in gl.static_range(2):
-            load_tile(work.v_desc, [b, s_start + 64 * c, g, 0], work.kv_full.index(0), work.v.index(c))
+            load_tile(work.v_desc, [b, s_start + 64 * c, g, 0], full, work.v.index(c))
         for member in range(work.GROUP):
             h = g * work.GROUP + member
             row = (b * work.H + h) * work.T_padded
@@ -215,17 +220,25 @@ def _add(work):
                         place = [bh, t + 64 * c, 0]
                     mbarrier.wait(work.dq_full.index(c), i & 1)
                     add_tile(work.dq_desc, place, work.dq.index(c))
-                for c in gl.static_range(2):
-                    tma.store_wait(1 - c)  # the copy of c has left its buffer
-                    mbarrier.arrive(work.dq_empty.index(c), count=1)
+                    if work.AT_ONCE == 2:  # in turn, they do not come together
+                        tma.store_wait(0)
+                        mbarrier.arrive(work.dq_empty.index(c), count=1)
+                if work.AT_ONCE == 1:
+                    for c in gl.static_range(2):
+                        tma.store_wait(1 - c)  # the copy of c has left its buffer
+                        mbarrier.arrive(work.dq_empty.index(c), count=1)
                 i += 1
 
 
 @gluon.jit
-def _probabilities(score, L, t, s, is_masked, work):
+def _probabilities(score, L, t_start, s_start, row, column, work):
     """The p of a transposed tile of scores: exp(scale q.k - L), and 0 where query t does not see key s."""
     p = gl.exp2(score * work.scale_log2 - L[None, :])
+    is_masked = s_start + 64 > work.S
+    if work.CAUSAL:
+        is_masked = is_masked | (t_start < s_start + 63 - (work.S - work.T))
     if is_masked:
+        s, t = s_start + row, t_start + column
         visible = s[:, None] < work.S
         if work.CAUSAL:
             visible = visible & (s[:, None] <= (t + (work.S - work.T))[None, :])
@@ -243,6 +256,36 @@ def _give_dq(work, dq, is_any, C: gl.constexpr):
 
 
 @gluon.jit
+def _give_last_dq(work, k_of_dq, no_dq, j, C: gl.constexpr):
+    """With a lag, the dq of a tile's last block, when all else of the tile is done."""
+    buffer = j % work.DS_BUFFERS
+    mbarrier.wait(work.ds_full.index(buffer), (j // work.DS_BUFFERS) & 1)
+    dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
+    mbarrier.wait(work.dq_empty.index(C), ((j // work.AT_ONCE) & 1) ^ 1)
+    dq = warpgroup_mma_wait(0, deps=[dq])
+    _give_dq(work, dq, True, C)
+
+
+@gluon.jit
+def _give_dk_and_dv(work, dk, dv, place, base, C: gl.constexpr):
+    """Start to copy a tile's dk and dv out, by the buffer of dq, which `base` blocks have used."""
+    if not work.IN_REGISTERS:
+        mbarrier.arrive(work.v_empty.index(0), count=1)
+    AT_ONCE: gl.constexpr = work.AT_ONCE
+    dtype: gl.constexpr = work.dk_desc.dtype
+    out = work.dq.index(C)._reinterpret(dtype, [AT_ONCE] + work.dk_desc.block_shape, work.dk_desc.layout)
+    mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)  # the last dq has left the buffer
+    out.index(0).reshape([64, work.D]).store(dv.to(dtype))
+    fence_async_shared()
+    store_tile(work.dv_desc, place, out.index(0))
+    if AT_ONCE == 1:  # there is room for one of them
+        tma.store_wait(0)
+    out.index(AT_ONCE - 1).reshape([64, work.D]).store((dk * work.scale).to(dtype))
+    fence_async_shared()
+    store_tile(work.dk_desc, place, out.index(AT_ONCE - 1))
+
+
+@gluon.jit
 def _differentiate(work, C: gl.constexpr):
     """Warpgroup C: dk and dv of its 64 keys, and its part of dq."""
     D: gl.constexpr = work.D
@@ -256,15 +299,10 @@ def _differentiate(work, C: gl.constexpr):
     FACTOR: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     COLUMNS: gl.constexpr = gl.SliceLayout(0, SCORES)
     dtype: gl.constexpr = work.q_desc.dtype
-    row = 64 * C + gl.arange(0, 64, gl.SliceLayout(1, SCORES))
+    row = gl.arange(0, 64, gl.SliceLayout(1, SCORES))
     column = gl.arange(0, 64, COLUMNS)
     no_score = gl.zeros([64, 64], gl.float32, SCORES)
     no_dq = gl.zeros([64, WIDTH], gl.float32, OF_DQ)
-    keys = work.k.reshape([128, D])
-    k_of_dq = keys
-    if AT_ONCE == 1:
-        k_of_dq = keys.slice(D // 2 * C, D // 2, 1)
-    out = work.dq.index(C)._reinterpret(dtype, work.dk_desc.block_shape, work.dk_desc.layout)
 
     first = gl.load(work.order_ptr + gl.program_id(0))
     stop = gl.load(work.order_ptr + gl.program_id(0) + 1)
@@ -272,19 +310,18 @@ def _differentiate(work, C: gl.constexpr):
     for turn in range(first, stop):
         b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
         steps = work.GROUP * blocks
-        s = s_start + row
-        reaches_past_S = s_start + 64 * C + 64 > work.S
-        sees_all = 0  # the first query that sees all of these keys
-        if work.CAUSAL:
-            sees_all = s_start + 64 * C + 63 - (work.S - work.T)
         dk = gl.zeros([64, D], gl.float32, SUMS)
         dv = gl.zeros([64, D], gl.float32, SUMS)
+        n = turn - first
+        keys = work.k.index(n % work.K_BUFFERS).reshape([128, D])
+        k_of_dq = keys.slice(D // 2 * C * (2 - AT_ONCE), WIDTH, 1)
         k = keys.slice(64 * C, 64, 0)
         v = work.v.index(C).reshape([64, D])
-        mbarrier.wait(work.kv_full.index(0), (turn - first) & 1)
+        mbarrier.wait(work.kv_full.index(n % work.K_BUFFERS), (n // work.K_BUFFERS) & 1)
         if work.IN_REGISTERS:
             k = k.load(gl.DotOperandLayout(0, SCORES, 2))
             v = v.load(gl.DotOperandLayout(0, SCORES, 2))
+            mbarrier.arrive(work.v_empty.index(0), count=1)
         tma.store_wait(0)  # dk of the tile before has left the buffer
         t_start = t_first
         for pair in range(base, base + steps, AT_ONCE):
@@ -298,7 +335,7 @@ def _differentiate(work, C: gl.constexpr):
                 dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
                 L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
                 score = warpgroup_mma_wait(1, deps=[score])
-                p = _probabilities(score, L, t_start + column, s, (t_start < sees_all) | reaches_past_S, work)
+                p = _probabilities(score, L, t_start, s_start + 64 * C, row, column, work)
                 p_half = gl.convert_layout(p.to(dtype), FACTOR)
                 delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
                 dp = warpgroup_mma_wait(0, deps=[dp])
@@ -310,9 +347,7 @@ def _differentiate(work, C: gl.constexpr):
                 mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
 
                 j = i - LAG  # the block of queries whose dq this is
-                is_ours = True
-                if LAG == 1:  # the first is of the tile before: the product is of no use, and not used
-                    is_ours = j >= base
+                is_ours = (LAG == 0) | (j >= base)  # else of the tile before: the product is of no use, and not used
                 buffer = (j + BUFFERS) % BUFFERS
                 if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
                     dk = warpgroup_mma(ds_half, q, dk, is_async=True)
@@ -351,24 +386,9 @@ def _differentiate(work, C: gl.constexpr):
                 t_start = t_first
         base += steps
         if LAG == 1 and (AT_ONCE == 1 or C == 1):
-            j = base - 1
-            buffer = j % BUFFERS
-            mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1)
-            dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
-            mbarrier.wait(work.dq_empty.index(C), ((j // AT_ONCE) & 1) ^ 1)
-            dq = warpgroup_mma_wait(0, deps=[dq])
-            _give_dq(work, dq, True, C)
-        mbarrier.arrive(work.kv_empty.index(0), count=1)
-
-        place = [b, s_start + 64 * C, g, 0]
-        mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)  # the last dq has left the buffer
-        out.reshape([64, D]).store(dv.to(dtype))
-        fence_async_shared()
-        store_tile(work.dv_desc, place, out)
-        tma.store_wait(0)
-        out.reshape([64, D]).store((dk * work.scale).to(dtype))
-        fence_async_shared()
-        store_tile(work.dk_desc, place, out)
+            _give_last_dq(work, k_of_dq, no_dq, base - 1, C)
+        mbarrier.arrive(work.k_empty.index(n % work.K_BUFFERS), count=1)
+        _give_dk_and_dv(work, dk, dv, [b, s_start + 64 * C, g, 0], base, C)
     tma.store_wait(0)
 
 
@@ -408,7 +428,8 @@ def backward(
     """
     q = make_ring(q_desc, L_desc, STAGES)
     do = make_ring(do_desc, delta_desc, STAGES)
-    k = gl.allocate_shared_memory(k_desc.dtype, k_desc.block_shape, k_desc.layout)
+    K_BUFFERS: gl.constexpr = 2 if IN_REGISTERS else 1  # as many as there is room for
+    k = gl.allocate_shared_memory(k_desc.dtype, [K_BUFFERS] + k_desc.block_shape, k_desc.layout)
     v = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
     DS_BUFFERS: gl.constexpr = 2 + (1 + AT_ONCE) * LAG
     ds = gl.allocate_shared_memory(q_desc.dtype, [DS_BUFFERS, 128, 64], DS_LAYOUT)
@@ -427,7 +448,8 @@ def backward(
         do,
         k,
         v,
-        make_barriers(1, 1),
+        make_barriers(K_BUFFERS, 1),
+        make_barriers(K_BUFFERS, 2),
         make_barriers(1, 2),
         ds,
         make_barriers(DS_BUFFERS, 2),
@@ -446,6 +468,7 @@ def backward(
         CAUSAL,
         LAG,
         DS_BUFFERS,
+        K_BUFFERS,
         IN_REGISTERS,
         AT_ONCE,
     )

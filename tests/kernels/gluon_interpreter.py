@@ -120,7 +120,9 @@ class Shared:
         return self._view(self.array.reshape(shape))
 
     def _reinterpret(self, dtype: type, shape: Any, _layout: Any) -> "Shared":
-        whole = Shared(self.array.reshape(-1).view(dtype)[: int(np.prod(shape))].reshape(shape), self.unfenced, self.key)
+        whole = Shared(
+            self.array.reshape(-1).view(dtype)[: int(np.prod(shape))].reshape(shape), self.unfenced, self.key
+        )
         assert np.shares_memory(whole.array, self.array)
         return whole
 

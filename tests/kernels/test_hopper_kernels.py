@@ -164,7 +164,18 @@ def test_backward_matches_the_definition(shape: tuple, tile: tuple[int, hopper.B
     q, k, v, do = draw(*sizes, D)
     o, L, *gradients = exact(q, k, v, do, causal)
     ours = backward(
-        q, k, v, o, L, do, causal, lag, in_registers, stages, at_once, kernels=Interpreter("hopper_backward", slowest=slowest)
+        q,
+        k,
+        v,
+        o,
+        L,
+        do,
+        causal,
+        lag,
+        in_registers,
+        stages,
+        at_once,
+        kernels=Interpreter("hopper_backward", slowest=slowest),
     )
     for mine, true in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, true, **WIDE)
@@ -203,10 +214,7 @@ BREAKS = {  # how the backward kernel could be broken, and what takes the place 
         "mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
     ),
     "do is never released": ("work.do.release(i)\n", "pass\n"),
-    "dq is overwritten while it is added": (
-        "mbarrier.wait(work.dq_empty.index(C), ",
-        "mbarrier.wait(work.kv_full.index(0), (turn - first) & 1 if True else ",
-    ),
+    "dq is overwritten while it is added": ("& 1) ^ 1, pred=is_ours)", "& 1) ^ 1, pred=False)"),
     "do is released before dv has read it": (
         "dv = warpgroup_mma_wait(",
         "work.do.release(i); dv = warpgroup_mma_wait(",
@@ -214,18 +222,22 @@ BREAKS = {  # how the backward kernel could be broken, and what takes the place 
     "too few buffers of ds": ("2 + (1 + AT_ONCE) * LAG", "1 + LAG"),
     "the wrong phase of ds": ("(j // BUFFERS) & 1, pred=is_ours)", "((j // BUFFERS) & 1) ^ 1, pred=is_ours)"),
     "keys are released before dq has read them": (
-        "        base += steps\n",
-        "        base += steps\n        mbarrier.arrive(work.kv_empty.index(0), count=1)\n"
+        "t_start = t_first\n        for",
+        "t_start = t_first\n        mbarrier.arrive(work.k_empty.index(n % work.K_BUFFERS), count=1)\n        for",
     ),
-    "keys are never released": ("mbarrier.arrive(work.kv_empty.index(0), count=1)\n", "pass\n"),
+    "keys are never released": ("mbarrier.arrive(work.k_empty.index(n % work.K_BUFFERS), count=1)\n", "pass\n"),
+    "values are never released": ("mbarrier.arrive(work.v_empty.index(0), count=1)\n", "pass\n"),
     "dv takes the place of a dq that is not added yet": (
-        "mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)", "pass"
+        "mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)",
+        "pass",
     ),
     "dk takes the place of a dv that is not copied yet": (
-        "tma.store_wait(0)\n        out.reshape", "out.reshape"
+        "        tma.store_wait(0)\n    out.index(AT_ONCE - 1)",
+        "        pass\n    out.index(0)",
     ),
     "dq takes the place of a dk that is not copied yet": (
-        "        tma.store_wait(0)  # dk of the tile before has left the buffer\n", ""
+        "        tma.store_wait(0)  # dk of the tile before has left the buffer\n",
+        "",
     ),
 }
 
@@ -247,7 +259,7 @@ def test_the_interpreter_notices_a_broken_kernel(
     for slowest in range(4):
         kernels = Interpreter("hopper_backward", slowest=slowest)
         try:
-            ours = backward(q, k, v, o, L, do, True, lag, True, 2, at_once, kernels=kernels)
+            ours = backward(q, k, v, o, L, do, True, lag, True, 2, at_once, programs=1, kernels=kernels)
             is_right.append(all(np.allclose(mine, true, **WIDE) for mine, true in zip(ours, gradients, strict=True)))
         except (DeadlockError, HazardError):
             is_right.append(False)
@@ -255,19 +267,19 @@ def test_the_interpreter_notices_a_broken_kernel(
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_every_tile_is_worked_on_once_and_the_work_is_shared(causal: bool) -> None:
-    T, S, heads, block_t, programs = 2000, 2100, 24, 128, 132
-    order = hopper._forward_order(T, S, heads, 8, block_t, BLOCK_S, causal, programs, "cpu").tolist()
+@pytest.mark.parametrize("is_backward", [False, True])
+def test_every_tile_is_worked_on_once_and_the_work_is_shared(causal: bool, is_backward: bool) -> None:
+    T, S, heads, rows, programs = 2000, 2100, 24, 128, 132
+    if is_backward:
+        order = hopper._backward_order(T, S, heads, 8, 2, causal, programs, "cpu").tolist()
+        steps = [2 * -(-(T - max(0, first - (S - T)) if causal else T) // 64) for first in range(0, S, rows)]
+    else:
+        order = hopper._forward_order(T, S, heads, 8, rows, BLOCK_S, causal, programs, "cpu").tolist()
+        steps = [-(-(min(S, first + rows + S - T) if causal else S) // BLOCK_S) for first in range(0, T, rows)]
     shares = [order[order[i] : order[i + 1]] for i in range(programs)]
-    blocks = -(-T // block_t)
-    assert sorted(tile for share in shares for tile in share) == list(range(heads * blocks))
-
-    def work(tile: int) -> int:
-        seen = min(S, (tile % blocks + 1) * block_t + S - T) if causal else S
-        return -(-seen // BLOCK_S) + 2
-
-    loads = [sum(map(work, share)) for share in shares]
-    assert max(loads) - min(loads) <= max(map(work, range(blocks)))
+    assert sorted(tile for share in shares for tile in share) == list(range(heads * len(steps)))
+    loads = [sum(steps[tile % len(steps)] for tile in share) for share in shares]
+    assert max(loads) - min(loads) <= max(steps) + 6  # beginnings and ends count too
 
 
 @pytest.fixture(scope="module")
