@@ -87,6 +87,9 @@ REGISTERS = {2: Registers(240, 24, 168), 3: Registers(160, 32, 128)}
 SHORT = ForwardTile(2, 128, 2)
 LONG = ForwardTile(3, 128, 2)
 LONG_FROM = 4096  # queries
+OWN_PROGRAMS_FROM = 4096
+"""Queries that may see a tile of backward from which each tile is a program. Such a tile takes long, beside which its
+beginning and end do not count, and programs that stay drift apart, to heads that do not fit the L2 cache together."""
 BACKWARD = {64: BackwardTile(3, 1, True, 2), 128: BackwardTile(2, 0, False, 1)}
 if getattr(triton, "__version__", "").startswith("3.9"):  # whose ptxas spills the former in its loop
     BACKWARD[64] = BackwardTile(3, 1, True, 1)
@@ -254,7 +257,9 @@ def backward(
     blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
-    programs = min(_processors(device), B * G * -(-S // 128))
+    programs = B * G * -(-S // 128)
+    if T * (H // G) < OWN_PROGRAMS_FROM:
+        programs = min(programs, _processors(device))
     section = _section(1, 4 * T * (H // G), D)  # q, do, a sum of dq as large as both, and room for what is read once
     order = _backward_order(T, S, B * G, section, H // G, causal, programs, device)
     if torch.cuda.is_current_stream_capturing():
