@@ -14,13 +14,20 @@ A program (one a processor) takes one tile after another: 64 queries for each of
 A ring of buffers lies between them (`Ring`): the copy engine announces a full buffer, readers release it. A warpgroup
 walks from the last block of keys to the first, so that the masked ones, which are few, come first:
 
-    scores of the last block; softmax
-    for each block before it, j = 1, 2, ...:
-        start  score = q k_j^T          the tensor cores work off both,
-        start  a    += p v_(j - 1)      in this order
-        wait for score; mask; softmax   while p v is still under way
-        wait for a; a *= w              what `flash_attention.py` calls w
-    a += p v of the first block; o = a / l
+    scores of the last block of the first tile; mask; softmax
+    for each tile:
+        for each block before its last, j = 1, 2, ...:
+            start  score = q k_j^T          the tensor cores work off both,
+            start  a    += p v_(j - 1)      in this order
+            wait for score; mask; softmax   while p v is still under way
+            wait for a; a *= w              what `flash_attention.py` calls w
+        start  score = q k_0^T              of the next tile, if there is one: m and l begin anew
+        start  a    += p v_j                of this one, its first block
+        L of this tile; wait for score; mask; softmax
+        wait for a; o = a / l
+
+So the tensor cores have work beside every softmax but the first, which counts where a tile has few blocks. For that, q
+of two tiles is in flight.
 
 ptxas moves the wait for `a` above the softmax when both are in one basic block, and nothing overlaps any more. The wait
 for the next keys stands between them for that reason: it ends the block. A test reads the order off the machine code.
@@ -136,23 +143,50 @@ class Work:
             seen = gl.minimum(self.S, t_start + BLOCK_T + self.S - self.T)
         return bh // self.H, bh % self.H, t_start, gl.cdiv(seen, self.BLOCK_S)
 
+    @gluon.jit
+    def masked(self, t, blocks):
+        """How many blocks, of those that a tile sees, hold keys that query t does not see."""
+        seen = self.S
+        if self.CAUSAL:
+            seen = t + 1 + self.S - self.T
+        return blocks - seen // self.BLOCK_S
+
+
+@gluon.jit
+def _load_queries(turn, b, h, t_start, work):
+    """Copy q of the tile that is the program's `turn`-th."""
+    for c in gl.static_range(work.WARPGROUPS):
+        work.q.load(turn * work.WARPGROUPS + c, work.q_desc, [b, t_start + 64 * c, h, 0])
+
+
+@gluon.jit
+def _load_keys(step, b, h, block, work):
+    """Copy a block of k and v."""
+    place = [b, block * work.BLOCK_S, h // work.GROUP, 0]
+    work.k.load(step, work.k_desc, place)
+    work.v.load(step, work.v_desc, place)
+
 
 @gluon.jit
 def _load(work):
-    """The loader: copy q of each tile, then k and v block by block."""
+    """The loader: copy k and v of each tile block by block, and q of the next tile after the first block.
+
+    By then the buffers of that q are about to be empty. Later, and the warpgroups would wait for it between tiles.
+    """
     first = gl.load(work.order_ptr + gl.program_id(0))
     stop = gl.load(work.order_ptr + gl.program_id(0) + 1)
+    b, h, t_start, blocks = work.place(gl.load(work.order_ptr + first))
+    _load_queries(0, b, h, t_start, work)
     step = 0
     for turn in range(first, stop):
-        b, h, t_start, blocks = work.place(gl.load(work.order_ptr + turn))
-        g = h // work.GROUP
-        for c in gl.static_range(work.WARPGROUPS):
-            work.q.load((turn - first) * work.WARPGROUPS + c, work.q_desc, [b, t_start + 64 * c, h, 0])
-        for j in range(blocks):
-            s_start = (blocks - 1 - j) * work.BLOCK_S
-            work.k.load(step, work.k_desc, [b, s_start, g, 0])
-            work.v.load(step, work.v_desc, [b, s_start, g, 0])
-            step += 1
+        _load_keys(step, b, h, blocks - 1, work)
+        next_b, next_h, t_start, next_blocks = work.place(gl.load(work.order_ptr + turn + 1))
+        if turn + 1 < stop:
+            _load_queries(turn + 1 - first, next_b, next_h, t_start, work)
+        for j in range(1, blocks):
+            _load_keys(step + j, b, h, blocks - 1 - j, work)
+        step += blocks
+        b, h, blocks = next_b, next_h, next_blocks
 
 
 @gluon.jit
@@ -176,6 +210,13 @@ def _softmax(score, m, l, scale):
 
 
 @gluon.jit
+def _store_logsumexp(m, l, b, h, t, work):
+    """Write L of queries t."""
+    L_row = work.L_ptr + (b * work.H + h).to(gl.int64) * work.T
+    gl.store(L_row + t, (m * work.scale + gl.log2(l)) * LN_2, mask=t < work.T)
+
+
+@gluon.jit
 def _attend(work, C: gl.constexpr):
     """Warpgroup C: o and L of its 64 queries of each tile."""
     D: gl.constexpr = work.D
@@ -189,39 +230,34 @@ def _attend(work, C: gl.constexpr):
     OUTPUT_ROWS: gl.constexpr = gl.SliceLayout(1, OUTPUT)
     dtype: gl.constexpr = work.q_desc.dtype
     nothing = gl.zeros([64, BLOCK_S], gl.float32, SCORES)
+    row = 64 * C + gl.arange(0, 64, ROWS)
     column = gl.arange(0, BLOCK_S, gl.SliceLayout(0, SCORES))
+    no_m = gl.full([64], LEAST, gl.float32, ROWS)
+    no_l = gl.full([64], 0.0, gl.float32, ROWS)
     scale = work.scale
     o = work.o.index(C)
 
     first = gl.load(work.order_ptr + gl.program_id(0))
     stop = gl.load(work.order_ptr + gl.program_id(0) + 1)
-    tile = gl.load(work.order_ptr + first)
+    b, h, t_start, blocks = work.place(gl.load(work.order_ptr + first))
+    masked = work.masked(t_start + 64 * C, blocks)
+    tile = gl.load(work.order_ptr + first + 1)  # one ahead: its latency passes meanwhile. The array has one more
+    q_turn = C
     step = 0
+    work.q.await_full(q_turn)
+    work.k.await_full(step)
+    k = work.k.tile(step, BLOCK_S, D)
+    q = work.q.tile(q_turn, 64, D)
+    score = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
+    score = warpgroup_mma_wait(0, deps=[score])
+    work.k.release(step)
+    if masked > 0:
+        score = _mask(score, t_start + row, (blocks - 1) * BLOCK_S + column, work)
+    p, w, m, l = _softmax(score, no_m, no_l, scale)
+    p_half = gl.convert_layout(p.to(dtype), FACTOR)
+    work.k.await_full(step + 1, pred=blocks > 1)
     for turn in range(first, stop):
-        b, h, t_start, blocks = work.place(tile)
-        tile = gl.load(work.order_ptr + turn + 1)  # one ahead: its latency passes meanwhile. The array has one more
-        t = t_start + 64 * C + gl.arange(0, 64, ROWS)
-        seen_by_all = work.S
-        if work.CAUSAL:
-            seen_by_all = t_start + 64 * C + 1 + work.S - work.T
-        masked = blocks - seen_by_all // BLOCK_S
-
-        m = gl.full([64], LEAST, gl.float32, ROWS)
-        l = gl.full([64], 0.0, gl.float32, ROWS)
         a = gl.zeros([64, D], gl.float32, OUTPUT)
-        q_turn = (turn - first) * work.WARPGROUPS + C
-        work.q.await_full(q_turn)
-        q = work.q.tile(q_turn, 64, D)
-
-        work.k.await_full(step)
-        k = work.k.tile(step, BLOCK_S, D)
-        score = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
-        score = warpgroup_mma_wait(0, deps=[score])
-        work.k.release(step)
-        score = _mask(score, t, (blocks - 1) * BLOCK_S + column, work)
-        p, w, m, l = _softmax(score, m, l, scale)
-        p_half = gl.convert_layout(p.to(dtype), FACTOR)
-        work.k.await_full(step + 1, pred=blocks > 1)
         for j in range(1, blocks):
             k = work.k.tile(step + 1, BLOCK_S, D)
             score = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
@@ -230,7 +266,7 @@ def _attend(work, C: gl.constexpr):
             score = warpgroup_mma_wait(1, deps=[score])
             work.k.release(step + 1)
             if j < masked:
-                score = _mask(score, t, (blocks - 1 - j) * BLOCK_S + column, work)
+                score = _mask(score, t_start + row, (blocks - 1 - j) * BLOCK_S + column, work)
             p, w, m, l = _softmax(score, m, l, scale)
             work.k.await_full(step + 2, pred=j + 1 < blocks)  # between softmax and wait: see the head of this file
             a = warpgroup_mma_wait(0, deps=[a])
@@ -240,18 +276,41 @@ def _attend(work, C: gl.constexpr):
             step += 1
         work.q.release(q_turn)
 
-        work.v.await_full(step)
-        a = warpgroup_mma(p_half, work.v.tile(step, BLOCK_S, D), a, is_async=True)
-        a = warpgroup_mma_wait(0, deps=[a])
+        q_turn += work.WARPGROUPS
+        place = [b, t_start + 64 * C, h, 0]
+        if turn + 1 < stop:  # the end of this tile beside the beginning of the next
+            work.q.await_full(q_turn)
+            work.k.await_full(step + 1)
+            k = work.k.tile(step + 1, BLOCK_S, D)
+            q = work.q.tile(q_turn, 64, D)
+            score = warpgroup_mma(q, k.permute((1, 0)), nothing, use_acc=False, is_async=True)
+            work.v.await_full(step)
+            a = warpgroup_mma(p_half, work.v.tile(step, BLOCK_S, D), a, is_async=True)
+            _store_logsumexp(m, l, b, h, t_start + row, work)
+            share = gl.convert_layout(1 / l, OUTPUT_ROWS)
+            b, h, t_start, blocks = work.place(tile)
+            masked = work.masked(t_start + 64 * C, blocks)
+            tile = gl.load(work.order_ptr + turn + 2)
+            score = warpgroup_mma_wait(1, deps=[score])
+            work.k.release(step + 1)
+            if masked > 0:
+                score = _mask(score, t_start + row, (blocks - 1) * BLOCK_S + column, work)
+            p, w, m, l = _softmax(score, no_m, no_l, scale)
+            work.k.await_full(step + 2, pred=blocks > 1)
+            a = warpgroup_mma_wait(0, deps=[a])
+            p_half = gl.convert_layout(p.to(dtype), FACTOR)
+        else:
+            work.v.await_full(step)
+            a = warpgroup_mma(p_half, work.v.tile(step, BLOCK_S, D), a, is_async=True)
+            _store_logsumexp(m, l, b, h, t_start + row, work)
+            share = gl.convert_layout(1 / l, OUTPUT_ROWS)
+            a = warpgroup_mma_wait(0, deps=[a])
         work.v.release(step)
         step += 1
-        a = a / gl.convert_layout(l, OUTPUT_ROWS)[:, None]
-        L_row = work.L_ptr + (b * work.H + h).to(gl.int64) * work.T
-        gl.store(L_row + t, (m * scale + gl.log2(l)) * LN_2, mask=t < work.T)
         tma.store_wait(0)  # the copy of the tile before has left the buffer
-        o.reshape([64, D]).store(a.to(dtype))
+        o.reshape([64, D]).store((a * share[:, None]).to(dtype))
         fence_async_shared()
-        store_tile(work.o_desc, [b, t_start + 64 * C, h, 0], o)
+        store_tile(work.o_desc, place, o)
     tma.store_wait(0)
 
 
@@ -280,7 +339,7 @@ def forward(
 
     Descriptors are of (B, T, H, D) and (B, S, G, D) tensors, in blocks of 64 queries or BLOCK_S keys of one head.
     """
-    q = make_ring(q_desc, WARPGROUPS, 1)
+    q = make_ring(q_desc, 2 * WARPGROUPS, 1)  # of a tile and of the next
     k = make_ring(k_desc, STAGES, WARPGROUPS)
     v = make_ring(v_desc, STAGES, WARPGROUPS)
     o = gl.allocate_shared_memory(o_desc.dtype, [WARPGROUPS] + o_desc.block_shape, o_desc.layout)

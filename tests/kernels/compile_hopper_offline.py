@@ -108,12 +108,15 @@ def report(name: str, kernel: Any, types: dict[str, str], constants: dict[str, A
 
 
 def spilled_in_loops(sass: str) -> int:
-    """Count loads and stores of spilled registers in the innermost loops that multiply."""
+    """Count loads and stores of spilled registers in the innermost loops that multiply.
+
+    A loop ends in a jump with a condition. One without leads back from a wait that is tried again, past the end.
+    """
     lines = sass.splitlines()
     labels = {line.strip().rstrip(":"): i for i, line in enumerate(lines) if line.strip().endswith(":")}
     loops = []
     for i, line in enumerate(lines):
-        jump = re.search(r"@!?U?P\d BRA.*`\((\S+)\)", line)  # with a condition: others come back from waiting
+        jump = re.search(r"@!?U?P\d+ +BRA.*`\((\S+)\)", line)
         if jump and labels.get(jump[1], i) < i and any("HGMMA" in inside for inside in lines[labels[jump[1]] : i]):
             loops.append((labels[jump[1]], i))
     innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
@@ -121,8 +124,8 @@ def spilled_in_loops(sass: str) -> int:
     return sum(bool(re.search(r"\b(LDL|STL)\b", line)) for start, stop in innermost for line in lines[start:stop])
 
 
-def exponentials_while_multiplying(sass: str) -> int:
-    """Count exponentials between a wait that leaves one product under way, and the next wait, at least of any loop."""
+def exponentials_while_multiplying(sass: str) -> list[int]:
+    """Count exponentials between each wait that leaves one product under way, and the next wait."""
     counts, current = [], None
     for line in sass.splitlines():
         if wait := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", line):
@@ -131,7 +134,7 @@ def exponentials_while_multiplying(sass: str) -> int:
             current = 0 if wait[1] == "1" else None
         elif "MUFU.EX2" in line and current is not None:
             current += 1
-    return max(counts)
+    return counts
 
 
 def be_verbose() -> None:
