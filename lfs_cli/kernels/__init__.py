@@ -5,6 +5,7 @@
     triton_attention.py      attention without the T x S scores, for every NVIDIA GPU since 8.0
     hopper_attention.py      the same for Hopper GPUs alone, faster
     flash_attention.py       the function to call: takes the best of them that can run
+    rotary_attention.py      the same after QK-norm and rotation, with one gradient for queries, keys and values
 
 Import from the file, `from lfs_cli.kernels.flash_attention import flash_attention`: a function re-exported here would
 hide the module of the same name. Every file imports on a machine without Triton or a GPU.

@@ -200,7 +200,7 @@ def _forward(
     return _pick("forward", implementation, q, k, v, deterministic, how).forward(q, k, v, **_given(how))
 
 
-def _backward(
+def run_backward(
     do: Tensor,
     q: Tensor,
     k: Tensor,
@@ -216,6 +216,10 @@ def _backward(
     implementation: str,
     **into: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients by the first implementation that can, inside of an operation.
+
+    Takes what `lfs::flash_attention_backward` takes, and writes into ``dq``, ``dk`` and ``dv`` where they are given.
+    """
     how = {"causal": causal, "scale": scale, "window": window, "softcap": softcap, "spans": spans}
     chosen = _pick("backward", implementation, q, k, v, deterministic, how)
     do = do.contiguous()  # a gradient may be expanded, as that of a sum is
@@ -268,7 +272,7 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, contiguous, in the shapes of q, k and v."""
     options = (spans_2BT, causal, scale, window, softcap, deterministic, implementation)
-    return _backward(do_BTHD, q_BTHD, k_BSGD, v_BSGD, o_BTHD, L_BHT, *options)
+    return run_backward(do_BTHD, q_BTHD, k_BSGD, v_BSGD, o_BTHD, L_BHT, *options)
 
 
 @torch.library.register_fake("lfs::flash_attention_backward")
@@ -290,7 +294,7 @@ def _packed(
 ) -> tuple[Tensor, Tensor]:
     """`lfs::flash_attention` of M = H + 2 G heads in one tensor."""
     options = (spans_2BT, causal, scale, window, softcap, deterministic, implementation)
-    return _forward(*_unpacked(qkv_BTMD, heads), *options)
+    return _forward(*unpacked(qkv_BTMD, heads), *options)
 
 
 @torch.library.register_fake("lfs::flash_attention_packed")
@@ -317,8 +321,8 @@ def _packed_backward(
     """Return the gradient of all M heads in one contiguous tensor, each part written where it belongs."""
     options = (spans_2BT, causal, scale, window, softcap, deterministic, implementation)
     dqkv_BTMD = torch.empty(qkv_BTMD.shape, dtype=qkv_BTMD.dtype, device=qkv_BTMD.device)
-    dq, dk, dv = _unpacked(dqkv_BTMD, heads)
-    _backward(do_BTHD, *_unpacked(qkv_BTMD, heads), o_BTHD, L_BHT, *options, dq=dq, dk=dk, dv=dv)
+    dq, dk, dv = unpacked(dqkv_BTMD, heads)
+    run_backward(do_BTHD, *unpacked(qkv_BTMD, heads), o_BTHD, L_BHT, *options, dq=dq, dk=dk, dv=dv)
     return dqkv_BTMD
 
 
@@ -327,7 +331,7 @@ def _(_do: Tensor, qkv_BTMD: Tensor, *_: Any) -> Tensor:
     return qkv_BTMD.new_empty(qkv_BTMD.shape)
 
 
-def _unpacked(qkv_BTMD: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def unpacked(qkv_BTMD: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of the H query heads, the G key heads and the G value heads."""
     kv_heads = (qkv_BTMD.shape[2] - heads) // 2
     q_BTHD, k_BTGD, v_BTGD = qkv_BTMD.split((heads, kv_heads, kv_heads), dim=2)
@@ -374,7 +378,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, do_BTHD: Tensor, _dL: None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # for gradients of gradients: the operation says that it has none
             return _differentiate(ctx, do_BTHD, _dL)
-        return *_backward(do_BTHD, *ctx.saved_tensors, *ctx.options), None, *(None for _ in ctx.options)
+        return *run_backward(do_BTHD, *ctx.saved_tensors, *ctx.options), None, *(None for _ in ctx.options)
 
 
 def _refuse(_ctx: Any, *_gradients: Tensor) -> None:
@@ -433,7 +437,7 @@ def flash_attention(
     """
     q_BTHD, k_BSGD, v_BSGD = _cast(q_BTHD, k_BSGD, v_BSGD)
     _check(q_BTHD, k_BSGD, v_BSGD)
-    options = _options(q_BTHD, k_BSGD, causal, scale, window, softcap, documents, deterministic, implementation)
+    options = checked_options(q_BTHD, k_BSGD, causal, scale, window, softcap, documents, deterministic, implementation)
     is_traced = torch.compiler.is_compiling() or type(q_BTHD) not in (Tensor, nn.Parameter)
     return (_attention if is_traced else _Eager.apply)(q_BTHD, k_BSGD, v_BSGD, *options)[0]
 
@@ -473,9 +477,9 @@ def flash_attention_packed(
     """
     (qkv,) = _cast(qkv)
     qkv_BTMD, heads = _flat_heads(qkv, kv_heads)
-    q_BTHD, k_BTGD, v_BTGD = _unpacked(qkv_BTMD, heads)
+    q_BTHD, k_BTGD, v_BTGD = unpacked(qkv_BTMD, heads)
     _check(q_BTHD, k_BTGD, v_BTGD)
-    options = _options(q_BTHD, k_BTGD, causal, scale, window, softcap, documents, deterministic, implementation)
+    options = checked_options(q_BTHD, k_BTGD, causal, scale, window, softcap, documents, deterministic, implementation)
     return _packed(qkv_BTMD, heads, *options)[0]
 
 
@@ -491,7 +495,7 @@ class FlashAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
         q_BTHD, k_BSGD, v_BSGD = (_heads_last(x) for x in (q, k, v))
         _check(q_BTHD, k_BSGD, v_BSGD)
-        ctx.options = _options(q_BTHD, k_BSGD, is_causal, None, None, None, None, None, "auto")
+        ctx.options = checked_options(q_BTHD, k_BSGD, is_causal, None, None, None, None, None, "auto")
         o_BTHD, L_BHT = _attention(q_BTHD, k_BSGD, v_BSGD, *ctx.options)
         o = o_BTHD.transpose(1, 2).view(q.shape)
         ctx.save_for_backward(q, k, v, o, L_BHT.view(q.shape[:-1]))
@@ -533,7 +537,7 @@ def _flat_heads(qkv: Tensor, kv_heads: int | None) -> tuple[Tensor, int]:
     )
 
 
-def _options(
+def checked_options(
     q_BTHD: Tensor,
     k_BSGD: Tensor,
     causal: bool,

@@ -17,9 +17,11 @@ Memory:   saves q and k only with weights, and then as they came; r is computed 
           tables, which all layers share.
 Layout:   one program owns BLOCK_T positions of one sequence after the other and loops over all heads of q, then of k:
           cos and sin are read once for all of them. q and k are read where they lie, so they may be parts of one tensor
-          of queries, keys and values; results are contiguous. With weights, backward gives each program a fixed share
-          of the positions; its parts of dw add up in registers and are written as one row of a table that PyTorch sums.
-          No atomics: equal runs on one GPU are bit-equal.
+          of queries, keys and values; results are contiguous. Backward may write over what it reads, so that
+          `rotary_attention.py` turns gradients where they lie: a program has read a tile whole before it writes it, and
+          no other program touches it. With weights, backward gives each program a fixed share of the positions; its
+          parts of dw add up in registers and are written as one row of a table that PyTorch sums. No atomics: equal
+          runs on one GPU are bit-equal.
 Traffic:  q and k read once and written once; backward with weights reads them a second time.
 Limits:   D a power of two from 2 to 512; float32, bfloat16 or float16. PyTorch does the rest.
 Measured: one H200, 2026-11-29, in a compiled step of gpt2_small.json, for a layer of 32,768 positions: backward, and
@@ -88,6 +90,7 @@ def _turn_heads_back(
     x_ptr,
     weight_ptr,
     dx_ptr,
+    dx_strides,
     x_strides,
     n,
     inside,
@@ -99,11 +102,14 @@ def _turn_heads_back(
     D: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Write the gradients of all heads at positions `n`, and return `dw` with their part of the weight's added."""
+    """Write the gradients of all heads at positions `n`, and return `dw` with their part of the weight's added.
+
+    dx lies as dy does, and may be the same tensor.
+    """
     d = tl.arange(0, D)
     mask = inside[:, None] & (d < D)[None, :]
     for head in tl.range(0, HEADS):
-        at = ((n * HEADS + head) * D)[:, None] + d[None, :]
+        at = (n * dx_strides[0] + head * dx_strides[1])[:, None] + d[None, :]
         even, odd = _pairs(tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32), BLOCK_T, D)
         dx = _turned(even, odd, cos, -sin, BLOCK_T, D)
         if weight_ptr is not None:
@@ -168,6 +174,8 @@ def _backward(
     dq_ptr,
     dk_ptr,
     dweights_ptr,
+    dq_strides,
+    dk_strides,
     q_strides,
     k_strides,
     N,
@@ -188,10 +196,38 @@ def _backward(
         inside = n < N
         cos, sin = _angles(cos_ptr, sin_ptr, n, inside, T, D)
         dw_q = _turn_heads_back(
-            dq_out_ptr, q_ptr, q_weight_ptr, dq_ptr, q_strides, n, inside, cos, sin, dw_q, epsilon, H, D, BLOCK_T
+            dq_out_ptr,
+            q_ptr,
+            q_weight_ptr,
+            dq_ptr,
+            dq_strides,
+            q_strides,
+            n,
+            inside,
+            cos,
+            sin,
+            dw_q,
+            epsilon,
+            H,
+            D,
+            BLOCK_T,
         )
         dw_k = _turn_heads_back(
-            dk_out_ptr, k_ptr, k_weight_ptr, dk_ptr, k_strides, n, inside, cos, sin, dw_k, epsilon, G, D, BLOCK_T
+            dk_out_ptr,
+            k_ptr,
+            k_weight_ptr,
+            dk_ptr,
+            dk_strides,
+            k_strides,
+            n,
+            inside,
+            cos,
+            sin,
+            dw_k,
+            epsilon,
+            G,
+            D,
+            BLOCK_T,
         )
     if dweights_ptr is not None:
         at = dweights_ptr + tl.program_id(0) * 2 * D + tl.arange(0, D)
@@ -227,7 +263,7 @@ def qk_norm_rope(
     Raises:
         ValueError: For shapes that do not fit together.
     """
-    _check(q_BTHD, k_BTGD, cos, sin, q_weight, k_weight)
+    check(q_BTHD, k_BTGD, cos, sin, q_weight, k_weight)
     if unavailable(q_BTHD, k_BTGD):
         return reference_qk_norm_rope(q_BTHD, k_BTGD, cos, sin, q_weight, k_weight, epsilon)
     return _Rope.apply(q_BTHD, k_BTGD, cos, sin, q_weight, k_weight, epsilon)
@@ -263,9 +299,10 @@ def reference_qk_norm_rope(
     return turned(q_BTHD, q_weight), turned(k_BTGD, k_weight)
 
 
-def _check(
+def check(
     q_BTHD: Tensor, k_BTGD: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
 ) -> None:
+    """Raise ValueError, in the terms of `qk_norm_rope`, unless these fit together."""
     shapes = f"q {tuple(q_BTHD.shape)}, k {tuple(k_BTGD.shape)}"
     if q_BTHD.ndim != 4 or k_BTGD.ndim != 4 or q_BTHD.shape[:2] != k_BTGD.shape[:2]:
         raise ValueError(f"expected q (B, T, H, D) and k (B, T, G, D), got {shapes}")
@@ -367,8 +404,44 @@ def _backward_operation(
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q and k, contiguous, and of both weights, (2, D), float32."""
-    (B, T, H, D), G = dq_out.shape, dk_out.shape[2]
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (dq_out, dk_out))
+    gradients = dq_out.contiguous(), dk_out.contiguous()
+    dweights = turn_back(*gradients, dq, dk, q_BTHD, k_BTGD, cos, sin, q_weight, k_weight, epsilon)
+    return dq, dk, dq.new_zeros((2, dq.shape[3]), dtype=torch.float32) if dweights is None else dweights
+
+
+def turn_back(
+    dq_out: Tensor,
+    dk_out: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    q_BTHD: Tensor | None,
+    k_BTGD: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    epsilon: float,
+) -> Tensor | None:
+    """Run backward into tensors that are given: for operations that take it as their last step.
+
+    Args:
+        dq_out: (B, T, H, D). Gradient of the turned queries; positions at one stride, channels side by side.
+        dk_out: (B, T, G, D), likewise.
+        dq: Written: that of the queries. Lies as ``dq_out`` does, and may be it.
+        dk: Written: that of the keys, likewise.
+        q_BTHD: The queries as they came, where there are weights.
+        k_BTGD: The keys, likewise.
+        cos: As in `qk_norm_rope`, like all that follow.
+        sin: (T, D / 2).
+        q_weight: (D,), or None.
+        k_weight: (D,), or None.
+        epsilon: Added to the mean square.
+
+    Returns:
+        Gradients of both weights, (2, D), float32; None without weights.
+    """
+    (B, T, H, D), G = dq_out.shape, dk_out.shape[2]
     q_BTHD, k_BTGD = (None if x is None else _in_rows(x) for x in (q_BTHD, k_BTGD))
     block_t = _block_t(D)
     tiles = triton.cdiv(B * T, block_t)
@@ -377,8 +450,8 @@ def _backward_operation(
     if tiles:
         with torch.cuda.device_of(dq):
             _backward[(programs,)](
-                dq_out.contiguous(),
-                dk_out.contiguous(),
+                dq_out,
+                dk_out,
                 q_BTHD,
                 k_BTGD,
                 cos.contiguous(),
@@ -388,6 +461,8 @@ def _backward_operation(
                 dq,
                 dk,
                 None if q_weight is None else dweights,
+                _strides(dq),
+                _strides(dk),
                 (0, 0) if q_BTHD is None else _strides(q_BTHD),
                 (0, 0) if k_BTGD is None else _strides(k_BTGD),
                 B * T,
@@ -401,7 +476,7 @@ def _backward_operation(
                 num_warps=4,
                 enable_fp_fusion=True,
             )
-    return dq, dk, dweights.sum(0) if q_weight is not None else dweights.new_zeros(2, D)
+    return None if q_weight is None else dweights.sum(0)
 
 
 @torch.library.register_fake("lfs::qk_norm_rope_backward")

@@ -41,11 +41,12 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
-from lfs_cli.kernels.operation import on_gpu
+from lfs_cli.kernels.operation import compute_dtype, on_gpu
 from lfs_cli.kernels.reference_attention import document_spans, visible
 from lfs_cli.kernels.rope import qk_norm_rope
+from lfs_cli.kernels.rotary_attention import rotary_attention
 from lfs_cli.model.cache import KVCache
-from lfs_cli.model.layers import Linear, multiply_together, softmax
+from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked
 from lfs_cli.model.norm import RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.registry import Registry
@@ -367,6 +368,11 @@ class Attention(nn.Module):
             (..., T, C).
         """
         x_BTC = x.reshape(-1, *x.shape[-2:])
+        mask = self.mask if documents is None else {**self.mask, "documents": documents}
+        if positions is None and cache is None and (value_BTC is None or self.value_mix is None):
+            kernel = self._kernel_of_all(x_BTC)
+            if kernel is not None:
+                return self.output(self._attend_packed(x_BTC, mask, kernel).flatten(-2)).view(x.shape)
         q_BTHD, k_BTGD, v_BTGD = (
             channels.unflatten(-1, (-1, self.head_dim))
             for channels in multiply_together(x_BTC, (self.query, self.key, self.value))
@@ -379,14 +385,31 @@ class Attention(nn.Module):
         q_BTHD, k_BTGD = self._turned(q_BTHD, k_BTGD, positions, 0 if cache is None else cache.length)
         k_BSGD, v_BSGD = (k_BTGD, v_BTGD) if cache is None else cache.append(self.layer, k_BTGD, v_BTGD)
 
-        if isinstance(x, FakeTensor) and self.backend in _KERNELS:  # no numbers, no kernel: any machine can run it
-            name = self.backend
-        else:
-            name = _resolved_name(self.backend, x.device.type, q_BTHD.dtype, self.head_dim)
-        attend = ATTENTION.get(name)
-        mask = self.mask if documents is None else {**self.mask, "documents": documents}
+        attend = ATTENTION.get(self._backend_for(q_BTHD, q_BTHD.dtype))
         mixed_BTHD = attend(q_BTHD, k_BSGD, v_BSGD, causal=True, **mask)
         return self.output(mixed_BTHD.flatten(-2)).view(x.shape)
+
+    def _backend_for(self, x: Tensor, dtype: torch.dtype) -> str:
+        """Return the name of the backend for tensors of this type, where ``x`` is."""
+        if isinstance(x, FakeTensor) and self.backend in _KERNELS:  # no numbers, no kernel: any machine can run it
+            return self.backend
+        return _resolved_name(self.backend, x.device.type, dtype, self.head_dim)
+
+    def _kernel_of_all(self, x_BTC: Tensor) -> str | None:
+        """Return what turns and attends as one operation on all heads, which is for training by kernels, or None."""
+        if self.rope is None or not pays_to_stack(x_BTC):
+            return None
+        return _KERNELS.get(self._backend_for(x_BTC, compute_dtype(x_BTC)))
+
+    def _attend_packed(self, x_BTC: Tensor, mask: dict[str, Any], kernel: str) -> Tensor:
+        """Return (B, T, H, D): all before the last product. The gradients of q, k and v come back in one tensor."""
+        assert self.rope is not None  # `_kernel_of_all`
+        qkv_BTC = stacked(x_BTC, (self.query, self.key, self.value))
+        weights = (None if norm is None else norm.weight for norm in (self.query_norm, self.key_norm))
+        heads, kv_heads = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
+        turn = (*self.rope.tables(0, x_BTC.shape[1]), *weights)
+        shape = {"heads": heads, "kv_heads": kv_heads}
+        return rotary_attention(qkv_BTC, *turn, **shape, epsilon=self.epsilon, implementation=kernel, **mask)
 
     def _turned(self, q_BTHD: Tensor, k_BTGD: Tensor, positions: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Normalize queries and keys, and turn them by their positions, as far as this layer does either."""

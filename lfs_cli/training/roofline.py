@@ -221,7 +221,7 @@ def _seconds(func: Any, args: Any, result: Any, gpu: GPU) -> float:
         # Logits are written, read twice and written, and read by two products
         logits = 6 * 2 * R * V / (BANDWIDTH_SHARE * gpu.bandwidth)
         return 3 * _product_seconds(1, R, C, V, gpu) + logits
-    if name.startswith("lfs::flash_attention"):
+    if name.startswith("lfs::flash_attention") or name == "lfs::rotary_attention_backward":
         is_backward = name.endswith("backward")
         B, T, H, D = (args[0] if is_backward else result[0]).shape
         window = min(args[-4] or T, T)

@@ -17,6 +17,7 @@ from lfs_cli.kernels.flash_attention import flash_attention
 from lfs_cli.kernels.linear_cross_entropy import HOPPER_VOCABULARIES, linear_cross_entropy
 from lfs_cli.kernels.rms_norm import add_rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope
+from lfs_cli.kernels.rotary_attention import rotary_attention
 from lfs_cli.kernels.swiglu import swiglu
 from lfs_cli.model.rope import RotaryEmbedding
 
@@ -58,6 +59,9 @@ def main() -> None:
     heads = [drawn(2, 300, 4, 64), drawn(2, 300, 2, 64)]
     differentiate("rotation", lambda q, k: qk_norm_rope(q, k, cos, sin), *heads)
     differentiate("QK-norm, rotation", lambda q, k, *w: qk_norm_rope(q, k, cos, sin, *w), *heads, drawn(64), drawn(64))
+    for weights in ([], [drawn(64), drawn(64)]):
+        attend = lambda qkv, *w: rotary_attention(qkv, cos, sin, *w, heads=4, kv_heads=2)  # noqa: E731  shorter so
+        differentiate(f"turned attention, {len(weights)} weights", attend, drawn(2, 300, 8 * 64), *weights)
     differentiate("SwiGLU", swiglu, drawn(300, 2 * 136))
     differentiate("sum, RMSNorm", add_rms_norm, drawn(300, 100), drawn(300, 100), drawn(100))
     for V in (1_000, HOPPER_VOCABULARIES[True].start + 1):

@@ -10,7 +10,7 @@ import torch
 from test_kernels_without_a_gpu import faults, python
 
 TESTS = ("test_linear_cross_entropy", "test_rms_norm", "test_rope_kernel", "test_swiglu", "test_adamw_kernel")
-TESTS += ("test_adamw_optimizer",)
+TESTS += ("test_adamw_optimizer", "test_rotary_attention")
 
 
 @pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="run directly")

@@ -1,0 +1,385 @@
+"""Turned attention of packed heads against float64, and against the two operations that it is made of.
+
+Without a GPU, and outside of Triton's interpreter, those two take its place. `test_fused_without_a_gpu.py` starts the
+interpreter in a process of its own.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from close import assert_as_accurate
+from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from lfs_cli.config import ModelConfig
+from lfs_cli.kernels import triton_attention
+from lfs_cli.kernels.flash_attention import flash_attention
+from lfs_cli.kernels.operation import as_on_gpu
+from lfs_cli.kernels.reference_attention import document_spans, reference_attention
+from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
+from lfs_cli.kernels.rotary_attention import rotary_attention
+from lfs_cli.model import Attention, KVCache, RotaryEmbedding, Transformer, next_token_loss
+from lfs_cli.model.checkpointing import checkpointed
+
+SHAPES = [  # B, T, H, G, D
+    (1, 1, 1, 1, 8),
+    (3, 1, 2, 1, 16),
+    (2, 37, 3, 1, 16),
+    (1, 21, 4, 2, 32),
+    (2, 5, 1, 1, 24),  # no power of two: two operations
+]
+SHAPE = (2, 21, 4, 2, 16)
+OPTIONS = [{}, {"window": 5}, {"documents": (0, 9, 21, 30)}, {"causal": False}]
+only_with_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="two operations take its place")
+
+
+@pytest.fixture(params=["reference", "triton"])
+def implementation(request: pytest.FixtureRequest, device: str) -> str:
+    if request.param == "triton" and triton_attention.unavailable_for(torch.device(device), torch.float32, 16):
+        pytest.skip("the portable kernel cannot run in this process")
+    return request.param
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, *, norm: bool = True) -> tuple[list[Tensor], dict]:
+    """Packed heads, and norm weights if asked for; and what else the function takes."""
+    B, T, H, G, D = shape
+    rope = RotaryEmbedding(10_000.0, D, T + 3)
+    weights = [1 + randn(D, dtype=torch.float32, device=device, seed=seed) / 4 for seed in (3, 4)] if norm else []
+    how = {"cos": rope.cos[3:].to(device), "sin": rope.sin[3:].to(device), "heads": H, "kv_heads": G}
+    return [randn(B, T, (H + 2 * G) * D, dtype=dtype, device=device), *weights], how
+
+
+def in_two(turn: Callable, attend: Callable, qkv: Tensor, *weights: Tensor, heads: int, kv_heads: int, **how: Any):
+    """The same by two operations on three parts."""
+    options = {name: how[name] for name in ("causal", "window", "documents", "implementation") if name in how}
+    q, k, v = qkv.unflatten(2, (heads + 2 * kv_heads, -1)).split((heads, kv_heads, kv_heads), 2)
+    return attend(*turn(q, k, how["cos"], how["sin"], *weights), v, **options)
+
+
+by_definition = partial(in_two, reference_qk_norm_rope, reference_attention)
+separately = partial(in_two, qk_norm_rope, flash_attention)
+
+
+def together(qkv: Tensor, *weights: Tensor, cos: Tensor, sin: Tensor, **how: Any) -> Tensor:
+    return rotary_attention(qkv, cos, sin, *weights, **how)
+
+
+def run(function: Callable, inputs: list[Tensor], **how: Any) -> list[Tensor]:
+    """The output and every gradient."""
+    return differentiate(partial(function, **how), inputs)
+
+
+def exactly(inputs: list[Tensor], **how: Any) -> list[Tensor]:
+    angles = {name: how.pop(name).double() for name in ("cos", "sin")}
+    return run(by_definition, [x.double() for x in inputs], **angles, **how)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_output_and_every_gradient_match_float64(shape, dtype, norm, device, poisoned) -> None:
+    inputs, how = draw(shape, dtype, device, norm=norm)
+    output, *gradients = run(together, inputs, **how)
+    assert output.dtype == gradients[0].dtype == dtype
+    assert {x.dtype for x in gradients[1:]} <= {torch.float32}
+    assert_near([x.to(dtype) for x in (output, *gradients)], exactly(inputs, **how), 12)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_it_is_the_two_operations_to_the_bit(options, norm, implementation, device, poisoned) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device, norm=norm)
+    options = {name: torch.tensor(x, device=device) if name == "documents" else x for name, x in options.items()}
+    how |= {**options, "implementation": implementation}
+    for ours, theirs in zip(run(together, inputs, **how), run(separately, inputs, **how), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_heads_need_not_be_side_by_side(device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device)
+    wide = torch.stack((inputs[0], inputs[0]), 3)[..., 0]
+    assert not wide.is_contiguous()
+    for ours, theirs in zip(run(together, [wide, *inputs[1:]], **how), run(together, inputs, **how), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Watch(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+    def backward_of(self, output: Tensor) -> list[str]:
+        """The names of those that backward takes."""
+        self.names.clear()
+        with self:
+            output.sum().backward()
+        return self.names
+
+
+@only_with_kernels
+def test_backward_is_one_operation_and_moves_nothing_else(implementation, device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device, norm=False)
+    names = Watch().backward_of(together(inputs[0].requires_grad_(), **how, implementation=implementation))
+    assert [name for name in names if name.startswith("lfs::")] == ["lfs::rotary_attention_backward"]
+    assert not {"aten::cat", "aten::copy_", "aten::slice_backward", "aten::add"} & set(names)
+
+
+@only_with_kernels
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+def test_no_more_is_kept_than_by_the_two_operations(norm, device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device, norm=norm)
+
+    def kept(function: Callable) -> int:
+        storages = {}
+        with saved_tensors_hooks(lambda x: storages.update({x.data_ptr(): x.untyped_storage()}) or x, lambda x: x):
+            function(*(x.requires_grad_() for x in inputs), **how)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages.values()}.values())
+
+    assert 0 < kept(together) <= kept(separately)
+
+
+@only_with_kernels
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_operation_keeps_the_rules_of_torch(norm, implementation, device) -> None:
+    (qkv, *weights), how = draw(SHAPE, torch.float32, device, norm=norm)
+    B, T, H, G, D = SHAPE
+    q, k, o = (randn(B, T, n, D, dtype=torch.float32, device=device, seed=n) for n in (H, G, H))
+    heads = (o, qkv.view(B, T, H + 2 * G, D), q, k, o, randn(B, H, T, dtype=torch.float32, device=device))
+    spans = document_spans(torch.tensor([0, 9, 42], device=device), B, T)
+    turn = (how["cos"], how["sin"], *(weights or (None, None)), 1e-5)
+    options = (spans, True, 0.3, 5, None, False, implementation)
+    torch.library.opcheck(torch.ops.lfs.rotary_attention_backward.default, (*heads, *turn, *options))
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
+@pytest.mark.parametrize("options", [{}, {"window": 5, "documents": (0, 9, 21, 30)}], ids=str)
+def test_torch_compile_sees_one_whole_graph(options, implementation, device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device)
+    documents = torch.tensor(options["documents"], device=device) if options else None
+    how |= {**options, "documents": documents, "implementation": implementation}
+
+    def mix(qkv: Tensor, *weights: Tensor) -> Tensor:
+        return together(2 * qkv, *weights, **how).sin()
+
+    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(run(compiled, inputs), run(mix, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_checkpointing_gives_the_same_gradients(implementation, device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device)
+    attend = partial(together, **how, implementation=implementation)
+    again = run(lambda *x: checkpoint(attend, *x, use_reentrant=False), inputs)
+    for ours, theirs in zip(again, run(attend, inputs), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@only_with_kernels
+def test_selective_checkpointing_keeps_what_attention_computed(device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device, norm=False)
+    keep = checkpointed("selective")
+    assert keep is not None
+    names = Watch().backward_of(keep(partial(together, **how), inputs[0].requires_grad_()))
+    assert "lfs::qk_norm_rope" in names
+    assert "lfs::flash_attention" not in names
+
+
+def test_autocast_decides_the_type(device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device)
+    leaves = [x.requires_grad_() for x in inputs]
+    with torch.autocast(device, dtype=torch.float16):
+        o = together(*leaves, **how)
+    assert o.dtype == torch.float16
+    assert {x.dtype for x in torch.autograd.grad(o.sum(), leaves)} == {torch.float32}
+    assert torch.equal(o, together(inputs[0].half(), *inputs[1:], **how))
+
+
+def test_gradients_have_no_gradients(device) -> None:
+    inputs, how = draw(SHAPE, torch.float32, device, norm=False)
+    qkv = inputs[0].requires_grad_()
+    (dqkv,) = torch.autograd.grad(together(qkv, **how).square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate"):
+        dqkv.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qkv_BTC": torch.ones(1, 3, 4, 2)}, "expected qkv"),
+        ({"kv_heads": 0}, "expected qkv"),
+        ({"heads": 3, "kv_heads": 2}, "expected qkv"),
+        ({"heads": 3, "kv_heads": 1}, "expected qkv"),
+        ({"cos": torch.ones(2, 2)}, "expected cos and sin"),
+        ({"q_weight": torch.ones(4)}, "given together"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"implementation": "none"}, "unknown implementation"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused(change, message) -> None:
+    good = {"qkv_BTC": torch.ones(1, 3, 16), "cos": torch.ones(3, 2), "sin": torch.ones(3, 2), "heads": 2}
+    with pytest.raises(ValueError, match=message):
+        rotary_attention(**{**good, "kv_heads": 1, **change})
+
+
+# In the model --------------------------------------------------------------------------------------------------------
+
+T, C = 6, 32
+
+
+def layer(**how: Any) -> Attention:
+    torch.manual_seed(0)
+    rope = RotaryEmbedding(10_000.0, 8, T + 1)
+    return Attention(C, 4, 2, **{"rope": rope, "qk_norm": True, "epsilon": 1e-6, "backend": "flash", **how})
+
+
+def taken(how: dict, given: Callable[[], dict[str, Any]] = dict, *, grad: bool = True) -> list[str]:
+    """The operations of a layer, forward and backward, for tensors without numbers on a GPU that need not be there."""
+    attention, watch = layer(**how), Watch()
+    tensors = FakeTensorMode(allow_non_fake_inputs=True)  # such as the weights
+    with as_on_gpu(is_compiled=False), tensors, torch.set_grad_enabled(grad), watch:
+        y = attention(torch.ones(2, T, C), **given())
+        if grad:
+            torch.autograd.grad(y.sum(), list(attention.parameters()), allow_unused=True)
+    return watch.names
+
+
+@pytest.mark.parametrize("how", [{}, {"window": 3}, {"qk_norm": False}, {"mixes_values": True}], ids=str)
+def test_training_on_a_gpu_takes_it(how: dict) -> None:
+    assert "lfs::rotary_attention_backward" in taken(how)
+
+
+ELSEWHERE = {
+    "no rotation": ({"rope": None}, dict),
+    "standard attention": ({"backend": "standard"}, dict),
+    "values mixed": ({"mixes_values": True}, lambda: {"value_BTC": torch.ones(2, T, 16)}),
+    "given positions": ({}, lambda: {"positions": torch.arange(T)}),
+    "a cache": ({}, lambda: {"cache": KVCache(ModelConfig(width=C, heads=4, kv_heads=2, layers=1), 2, T + 1)}),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_what_it_is_not_for_goes_the_other_way(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lfs_cli.model.attention.rotary_attention", None)
+    assert taken(*ELSEWHERE[case])
+
+
+def test_without_gradients_or_a_gpu_all_go_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lfs_cli.model.attention.rotary_attention", None)
+    assert taken({}, grad=False)
+    assert layer(backend="auto")(torch.ones(2, T, C)).shape == (2, T, C)
+
+
+def loss_and_gradients(function: Callable[[], Tensor], model: torch.nn.Module) -> list[Tensor]:
+    loss = function()
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let layers take the two operations from here on."""
+    monkeypatch.setattr(Attention, "_kernel_of_all", lambda *_: None)
+
+
+@only_with_kernels
+@pytest.mark.parametrize("how", [{}, {"window": 3, "qk_norm": False}], ids=str)
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=str)
+def test_the_layer_computes_the_same_either_way(how: dict, dtype, device, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = layer(**how).to(device)
+    x = randn(2, T, C, dtype=torch.float32, device=device)
+    documents = torch.tensor([0, 4, T, 2 * T], device=device)
+
+    def loss() -> Tensor:
+        with torch.autocast(device, dtype) if dtype else nullcontext():
+            return attention(x, documents=documents).float().square().sum()
+
+    with as_on_gpu(is_compiled=False):
+        ours = loss_and_gradients(loss, attention)
+        apart(monkeypatch)
+        theirs = loss_and_gradients(loss, attention)
+    for mine, right in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, right)
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+@pytest.mark.parametrize("implementation", ["auto", "triton"])  # auto: on a Hopper GPU, the kernel for it
+@pytest.mark.parametrize("shape", [(2, 1000, 4, 4, 64), (1, 1024, 4, 2, 64), (1, 515, 4, 1, 128)], ids=str)
+def test_in_bfloat16_it_is_as_accurate_as_the_two_operations(shape, implementation, norm, poisoned) -> None:
+    inputs, how = draw(shape, torch.bfloat16, "cuda", norm=norm)
+    kernel = {"implementation": implementation}
+    results = run(together, inputs, **how, **kernel), run(separately, inputs, **how, **kernel), exactly(inputs, **how)
+    assert torch.equal(results[0][0], results[1][0])
+    for ours, theirs, exact in zip(*results, strict=True):
+        assert_as_accurate(ours, theirs, exact)
+        if implementation == "triton":
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # a compiler has its own
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_a_model_under_autocast_has_the_same_loss_and_gradients(
+    head_dim: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"width": 4 * head_dim, "heads": 4, "kv_heads": 2, "layers": 2, "qk_norm": True}
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=512, context_length=256, attention="flash", **shape)).cuda()
+    tokens_BT = torch.randint(512, (4, 257), generator=torch.Generator().manual_seed(1)).cuda()
+
+    def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return next_token_loss(model.hidden(tokens_BT), model.head_weight, targets_BT)
+
+    def measured() -> list[Tensor]:
+        torch.compiler.reset()
+        function = torch.compile(loss) if is_compiled else loss
+        return loss_and_gradients(lambda: function(tokens_BT[:, :-1], tokens_BT[:, 1:]), model)
+
+    ours = measured()
+    apart(monkeypatch)
+    theirs = measured()
+    for mine, right in zip(ours, theirs, strict=True):
+        size = float(right.abs().max())
+        torch.testing.assert_close(mine, right, rtol=0.02, atol=0.02 * size)  # atomics add in any order
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_the_gradients() -> None:
+    inputs, how = draw((2, 256, 4, 2, 64), torch.bfloat16, "cuda")
+    leaves = [x.requires_grad_() for x in inputs]
+    how |= {"implementation": "triton"}  # whose gradients are equal to the bit
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(together(*leaves, **how).sum(), leaves)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradients()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = gradients()
+    with torch.no_grad():
+        leaves[0].copy_(leaves[0].roll(1, 0))
+    graph.replay()
+    for ours, theirs in zip(recorded, gradients(), strict=True):
+        assert torch.equal(ours, theirs)
