@@ -30,12 +30,16 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, warn_of_fault
 from lfs_cli.kernels.reference_attention import document_spans
+from lfs_cli.kernels.rope import turn_back
 
 IMPLEMENTATIONS = ("hopper", "triton", "reference")
 """Best first. Each is the file `<name>_attention.py`."""
 
 DETERMINISTIC = ("triton", "reference")
 """Those whose gradients are equal to the bit in equal runs. Outputs always are."""
+
+TURNING = ("hopper",)
+"""Those that turn the gradient of queries back where they round it, one pass over it less."""
 
 UNORDERED = "its gradients are summed in no fixed order, and deterministic ones are asked for"
 
@@ -214,16 +218,25 @@ def run_backward(
     softcap: float | None,
     deterministic: bool,
     implementation: str,
+    turn: tuple[Tensor, Tensor] | None = None,
     **into: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients by the first implementation that can, inside of an operation.
 
     Takes what `lfs::flash_attention_backward` takes, and writes into ``dq``, ``dk`` and ``dv`` where they are given.
+    With ``turn``, cos and sin of `rope.py`, dq and dk are those of queries and keys before they were turned.
     """
     how = {"causal": causal, "scale": scale, "window": window, "softcap": softcap, "spans": spans}
     chosen = _pick("backward", implementation, q, k, v, deterministic, how)
     do = do.contiguous()  # a gradient may be expanded, as that of a sum is
-    return chosen.backward(q, k, v, o.contiguous(), L, do, **_given(how), **into)
+    if turn is None:
+        return chosen.backward(q, k, v, o.contiguous(), L, do, **_given(how), **into)
+    turns_dq = chosen in map(_module, TURNING)
+    own = {"turn": turn} if turns_dq else {}
+    dq, dk, dv = chosen.backward(q, k, v, o.contiguous(), L, do, **_given(how), **own, **into)
+    to_turn = dq[:, :, :0] if turns_dq else dq, dk
+    turn_back(*to_turn, *to_turn, None, None, *turn, None, None, 0.0)
+    return dq, dk, dv
 
 
 def _log_sum_exp_like(o_BTHD: Tensor) -> Tensor:

@@ -166,8 +166,8 @@ def _prepare(
 
 
 @triton.jit
-def _round(sum_ptr, dq_ptr, dq_strides, T, H, scale, D: tl.constexpr, BLOCK_T: tl.constexpr):
-    """After backward: dq in its own type and place, from its float32 sum."""
+def _round(sum_ptr, dq_ptr, cos_ptr, sin_ptr, dq_strides, T, H, scale, D: tl.constexpr, BLOCK_T: tl.constexpr):
+    """After backward: dq in its own type and place, from its float32 sum; turned back, if there are angles."""
     blocks = tl.cdiv(T, BLOCK_T)
     bh = (tl.program_id(0) // blocks).to(tl.int64)
     b, h = bh // H, bh % H
@@ -176,6 +176,12 @@ def _round(sum_ptr, dq_ptr, dq_strides, T, H, scale, D: tl.constexpr, BLOCK_T: t
     inside = (t < T)[:, None]
     row = t.to(tl.int64)[:, None]
     dq = tl.load(sum_ptr + (bh * T + row) * D + d[None, :], mask=inside, other=0.0) * scale
+    if cos_ptr is not None:
+        at = row * (D // 2) + tl.arange(0, D // 2)[None, :]
+        cos = tl.load(cos_ptr + at, mask=inside, other=1.0)
+        sin = tl.load(sin_ptr + at, mask=inside, other=0.0)
+        even, odd = tl.split(tl.reshape(dq, [BLOCK_T, D // 2, 2]))
+        dq = tl.reshape(tl.join(even * cos + odd * sin, odd * cos - even * sin), [BLOCK_T, D])
     tile_ptr = dq_ptr + b * dq_strides[0] + h * dq_strides[2] + row * dq_strides[1] + d[None, :]
     tl.store(tile_ptr, dq.to(dq_ptr.dtype.element_ty), mask=inside)
 
@@ -243,9 +249,13 @@ def backward(
     dq: Tensor | None = None,
     dk: Tensor | None = None,
     dv: Tensor | None = None,
+    turn: tuple[Tensor, Tensor] | None = None,
     tile: BackwardTile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dq, dk and dv, in new tensors or in those given, whose rows begin at multiples of 16 bytes."""
+    """Return dq, dk and dv, in new tensors or in those given, whose rows begin at multiples of 16 bytes.
+
+    With ``turn``, cos and sin (T, D / 2) of `rope.py`, dq is that of queries before they were turned; dk is as ever.
+    """
     from lfs_cli.kernels.hopper_backward import backward as kernel
 
     (B, T, H, D), (S, G), device = q_BTHD.shape, k_BSGD.shape[1:3], q_BTHD.device
@@ -311,7 +321,8 @@ def backward(
             maxnreg=registers.all,
             enable_fp_fusion=True,
         )
-        _round[(-(-T // ROWS) * B * H,)](dq_sum, dq, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
+        angles = (None, None) if turn is None else (x.contiguous() for x in turn)
+        _round[(-(-T // ROWS) * B * H,)](dq_sum, dq, *angles, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
     return dq, dk, dv
 
 

@@ -10,7 +10,7 @@ Math, with qkv the H query heads, G key heads and G value heads that one product
 Memory:   saves qkv, q', k', o and L: no more than the two operations save by themselves, as v is a part of qkv. With
           norm weights backward reads q and k in it.
 Layout:   forward reads qkv where it lies. Backward writes dq', dk' and dv into dqkv, each where it belongs, and then
-          turns the first two in place.
+          turns the first two in place. Without a norm, the kernels for Hopper GPUs turn dq' where they round it.
 Traffic:  saves putting dq, dk and dv together, which reads and writes as much as there is of qkv: 0.07 ms for a layer
           of gpt2_small.json, see `rope.py`.
 Limits:   those of both. Where the kernel of `rope.py` cannot run, the two operations take its place.
@@ -142,10 +142,14 @@ def _backward_operation(
     options = (spans_2BT, causal, scale, window, softcap, deterministic, implementation)
     dqkv_BTMD = torch.empty(qkv_BTMD.shape, dtype=qkv_BTMD.dtype, device=qkv_BTMD.device)
     (q_in, k_in, v_BTGD), (dq, dk, dv) = (unpacked(x, q_BTHD.shape[2]) for x in (qkv_BTMD, dqkv_BTMD))
-    run_backward(do_BTHD, q_BTHD, k_BTGD, v_BTGD, o_BTHD, L_BHT, *options, dq=dq, dk=dk, dv=dv)
-    came = (None, None) if q_weight is None else (q_in, k_in)
-    dweights = rope.turn_back(dq, dk, dq, dk, *came, cos, sin, q_weight, k_weight, epsilon)
-    return dqkv_BTMD, dq.new_zeros((2, dq.shape[3]), dtype=torch.float32) if dweights is None else dweights
+    tensors = do_BTHD, q_BTHD, k_BTGD, v_BTGD, o_BTHD, L_BHT
+    if q_weight is None:
+        run_backward(*tensors, *options, turn=(cos, sin), dq=dq, dk=dk, dv=dv)
+        return dqkv_BTMD, dq.new_zeros((2, dq.shape[3]), dtype=torch.float32)
+    run_backward(*tensors, *options, dq=dq, dk=dk, dv=dv)
+    dweights = rope.turn_back(dq, dk, dq, dk, q_in, k_in, cos, sin, q_weight, k_weight, epsilon)
+    assert dweights is not None  # as there are weights
+    return dqkv_BTMD, dweights
 
 
 @torch.library.register_fake("lfs::rotary_attention_backward")

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lfs_cli.config import ModelConfig
-from lfs_cli.kernels import triton_attention
+from lfs_cli.kernels import flash_attention as flash
+from lfs_cli.kernels import hopper_attention, triton_attention
 from lfs_cli.kernels.flash_attention import flash_attention
 from lfs_cli.kernels.operation import as_on_gpu
 from lfs_cli.kernels.reference_attention import document_spans, reference_attention
@@ -128,6 +129,42 @@ class Watch(TorchDispatchMode):
         with self:
             output.sum().backward()
         return self.names
+
+
+@only_with_kernels
+@pytest.mark.parametrize(("T", "H", "D"), [(1, 1, 64), (70, 3, 64), (130, 2, 128)])
+def test_the_sum_of_a_gradient_is_rounded_and_turned_back_at_once(T: int, H: int, D: int, device, poisoned) -> None:
+    total = randn(2 * H, T, D, dtype=torch.float32, device=device)
+    rope = RotaryEmbedding(10_000.0, D, T).to(device)
+    packed = torch.empty(2, T, H + 1, D, dtype=torch.float16, device=device)  # a part of what backward writes
+    grid = (-(-T // hopper_attention.ROWS) * 2 * H,)
+    dq = packed[:, :, :H]
+    hopper_attention._round[grid](
+        total, dq, rope.cos, rope.sin, dq.stride()[:3], T, H, 0.3, D=D, BLOCK_T=hopper_attention.ROWS
+    )
+    scaled = 0.3 * total.double().view(2, H, T, D).transpose(1, 2)
+    exact, _ = reference_qk_norm_rope(scaled, scaled, rope.cos.double(), -rope.sin.double())
+    assert_near([dq], [exact], 1)
+    assert packed[:, :, H:].isnan().all()
+
+
+@only_with_kernels
+def test_queries_that_a_kernel_turns_back_are_not_turned_again(device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel in the place of the one for Hopper GPUs, made of the portable one."""
+
+    def backward(*tensors: Tensor, turn: tuple[Tensor, Tensor], **how: Any) -> tuple[Tensor, ...]:
+        found = triton_attention.backward(*tensors, **how)
+        q = found[0].double()
+        found[0].copy_(reference_qk_norm_rope(q, q, turn[0].double(), -turn[1].double())[0])
+        return found
+
+    monkeypatch.setattr(hopper_attention, "unavailable_reason", lambda *_, **__: None)
+    monkeypatch.setattr(hopper_attention, "forward", triton_attention.forward)
+    monkeypatch.setattr(hopper_attention, "backward", backward)
+    monkeypatch.setattr(flash, "_self_check", lambda *_: None)
+    monkeypatch.setattr(flash, "_verdicts", {})
+    inputs, how = draw(SHAPE, torch.float32, device, norm=False)
+    assert_near(run(together, inputs, **how, implementation="hopper"), exactly(inputs, **how), 12)
 
 
 @only_with_kernels
