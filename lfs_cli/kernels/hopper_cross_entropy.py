@@ -22,6 +22,9 @@ Measured: one H200, 2026-11-29, bfloat16, milliseconds of this kernel beside tha
     rows x V           loss and da     the same, capped     loss alone
     4,096 x 50,304     0.22, 0.34      0.48, 0.54           0.11, 0.17
     4,096 x 16,384     0.08, 0.11      0.16, 0.18           0.04, 0.06
+    16,384 x 10,000    0.19, 0.30      0.42, 0.51
+    16,384 x 4,096     0.09, 0.13      0.16, 0.21
+    16,384 x 2,048     0.08, 0.07      0.16, 0.11
     2,048 x 100,352    0.27, 0.35      0.59, 0.52           0.15, 0.16
 
     Tiles of 2,048 to 8,192 and 4 to 16 warps, at V = 50,304: 0.22 to 0.25.
