@@ -9,6 +9,7 @@ from typing import Any
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
@@ -29,7 +30,6 @@ if RELEASE >= (3, 8):
     copy_async = async_copy.async_load
 else:
     from triton._C.libtriton import ir
-    from triton.experimental.gluon.language._core import builtin
     from triton.language.core import _aggregate
 
     load_tile, store_tile = tma.async_copy_global_to_shared, tma.async_copy_shared_to_global
@@ -53,6 +53,16 @@ else:
         _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, tensor_desc.handle, place, src.handle)
 
 
+def _plain(x: Any) -> Any:
+    return x.value if isinstance(x, gl.constexpr) else x
+
+
+@builtin
+def reinterpret(buffer: Any, dtype: Any, shape: Any, layout: Any, _semantic: Any = None) -> Any:
+    """The memory of a buffer as one of another type, shape and layout; the name of that method changed."""
+    return _semantic.memdesc_reinterpret(buffer, _plain(dtype), [_plain(size) for size in shape], _plain(layout))
+
+
 commit_copies, wait_for_copies = async_copy.commit_group, async_copy.wait_group
 
 __all__ = [
@@ -66,6 +76,7 @@ __all__ = [
     "gluon",
     "load_tile",
     "mbarrier",
+    "reinterpret",
     "store_tile",
     "tma",
     "wait_for_copies",

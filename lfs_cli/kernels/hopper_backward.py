@@ -48,11 +48,28 @@ from lfs_cli.kernels.gluon_compatibility import (
     gluon,
     load_tile,
     mbarrier,
+    reinterpret,
     store_tile,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
+
+@gluon.jit
+def _buffer(i, BUFFERS: gl.constexpr):
+    """Which of the buffers has the i-th tile. Of two by a bit: a signed remainder takes registers."""
+    if BUFFERS == 2:
+        return i & 1
+    return i % BUFFERS
+
+
+@gluon.jit
+def _phase(i, BUFFERS: gl.constexpr):
+    """The phase of that buffer's barriers: even or odd, as it has had another tile before."""
+    if BUFFERS == 2:
+        return (i >> 1) & 1
+    return (i // BUFFERS) & 1
 
 
 @aggregate
@@ -68,9 +85,9 @@ class Ring:
     @gluon.jit
     def load(self, i, descriptor, place, number_descriptor, number_place):
         """Start to copy the i-th block as soon as its buffer is empty."""
-        stage = i % self.STAGES
+        stage = _buffer(i, self.STAGES)
         full = self.full.index(stage)
-        mbarrier.wait(self.empty.index(stage), ((i // self.STAGES) & 1) ^ 1)
+        mbarrier.wait(self.empty.index(stage), _phase(i, self.STAGES) ^ 1)
         mbarrier.expect(full, descriptor.block_type.nbytes + number_descriptor.block_type.nbytes)
         load_tile(descriptor, place, full, self.tiles.index(stage))
         load_tile(number_descriptor, number_place, full, self.numbers.index(stage))
@@ -78,17 +95,17 @@ class Ring:
     @gluon.jit
     def await_full(self, i):
         """Wait until the i-th block is there."""
-        mbarrier.wait(self.full.index(i % self.STAGES), (i // self.STAGES) & 1)
+        mbarrier.wait(self.full.index(_buffer(i, self.STAGES)), _phase(i, self.STAGES))
 
     @gluon.jit
     def tile(self, i, ROWS: gl.constexpr, D: gl.constexpr):
         """The tile of the i-th block, as a matrix."""
-        return self.tiles.index(i % self.STAGES).reshape([ROWS, D])
+        return self.tiles.index(_buffer(i, self.STAGES)).reshape([ROWS, D])
 
     @gluon.jit
     def release(self, i):
         """Say that this warpgroup has read the i-th block."""
-        mbarrier.arrive(self.empty.index(i % self.STAGES), count=1)
+        mbarrier.arrive(self.empty.index(_buffer(i, self.STAGES)), count=1)
 
 
 @gluon.jit
@@ -159,6 +176,7 @@ class Work:
     LAG: gl.constexpr
     DS_BUFFERS: gl.constexpr
     K_BUFFERS: gl.constexpr
+    SCORES: gl.constexpr
     IN_REGISTERS: gl.constexpr
     AT_ONCE: gl.constexpr
 
@@ -185,11 +203,11 @@ def _load(work):
     for turn in range(first, stop):
         b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
         n = turn - first
-        full = work.kv_full.index(n % work.K_BUFFERS)
-        mbarrier.wait(work.k_empty.index(n % work.K_BUFFERS), ((n // work.K_BUFFERS) & 1) ^ 1)
+        full = work.kv_full.index(_buffer(n, work.K_BUFFERS))
+        mbarrier.wait(work.k_empty.index(_buffer(n, work.K_BUFFERS)), _phase(n, work.K_BUFFERS) ^ 1)
         mbarrier.wait(work.v_empty.index(0), (n & 1) ^ 1)
         mbarrier.expect(full, work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
-        load_tile(work.k_desc, [b, s_start, g, 0], full, work.k.index(n % work.K_BUFFERS))
+        load_tile(work.k_desc, [b, s_start, g, 0], full, work.k.index(_buffer(n, work.K_BUFFERS)))
         for c in gl.static_range(2):
             load_tile(work.v_desc, [b, s_start + 64 * c, g, 0], full, work.v.index(c))
         for member in range(work.GROUP):
@@ -220,30 +238,32 @@ def _add(work):
                         place = [bh, t + 64 * c, 0]
                     mbarrier.wait(work.dq_full.index(c), i & 1)
                     add_tile(work.dq_desc, place, work.dq.index(c))
-                    if work.AT_ONCE == 2:  # in turn, they do not come together
-                        tma.store_wait(0)
-                        mbarrier.arrive(work.dq_empty.index(c), count=1)
-                if work.AT_ONCE == 1:
-                    for c in gl.static_range(2):
-                        tma.store_wait(1 - c)  # the copy of c has left its buffer
-                        mbarrier.arrive(work.dq_empty.index(c), count=1)
+                for c in gl.static_range(2):
+                    tma.store_wait(1 - c)  # the copy of c has left its buffer
+                    mbarrier.arrive(work.dq_empty.index(c), count=1)
                 i += 1
 
 
 @gluon.jit
-def _probabilities(score, L, t_start, s_start, row, column, work):
-    """The p of a transposed tile of scores: exp(scale q.k - L), and 0 where query t does not see key s."""
-    p = gl.exp2(score * work.scale_log2 - L[None, :])
-    is_masked = s_start + 64 > work.S
+def _masked(work, s_start, t_first, blocks):
+    """How many of a tile's first blocks of queries do not see all of the 64 keys from `s_start` on."""
+    masked = 0
     if work.CAUSAL:
-        is_masked = is_masked | (t_start < s_start + 63 - (work.S - work.T))
-    if is_masked:
-        s, t = s_start + row, t_start + column
-        visible = s[:, None] < work.S
-        if work.CAUSAL:
-            visible = visible & (s[:, None] <= (t + (work.S - work.T))[None, :])
-        p = gl.where(visible, p, 0.0)
-    return p
+        masked = gl.cdiv(gl.maximum(s_start + 63 - (work.S - work.T) - t_first, 0), 64)
+    if s_start + 64 > work.S:
+        masked = blocks
+    return masked
+
+
+@gluon.jit
+def _mask(p, t_start, s_start, work):
+    """The p of a transposed tile, with 0 where query t does not see key s."""
+    s = s_start + gl.arange(0, 64, gl.SliceLayout(1, work.SCORES))
+    t = t_start + gl.arange(0, 64, gl.SliceLayout(0, work.SCORES))
+    visible = s[:, None] < work.S
+    if work.CAUSAL:
+        visible = visible & (s[:, None] <= (t + (work.S - work.T))[None, :])
+    return gl.where(visible, p, 0.0)
 
 
 @gluon.jit
@@ -258,8 +278,8 @@ def _give_dq(work, dq, is_any, C: gl.constexpr):
 @gluon.jit
 def _give_last_dq(work, k_of_dq, no_dq, j, C: gl.constexpr):
     """With a lag, the dq of a tile's last block, when all else of the tile is done."""
-    buffer = j % work.DS_BUFFERS
-    mbarrier.wait(work.ds_full.index(buffer), (j // work.DS_BUFFERS) & 1)
+    buffer = _buffer(j, work.DS_BUFFERS)
+    mbarrier.wait(work.ds_full.index(buffer), _phase(j, work.DS_BUFFERS))
     dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
     mbarrier.wait(work.dq_empty.index(C), ((j // work.AT_ONCE) & 1) ^ 1)
     dq = warpgroup_mma_wait(0, deps=[dq])
@@ -273,7 +293,7 @@ def _give_dk_and_dv(work, dk, dv, place, base, C: gl.constexpr):
         mbarrier.arrive(work.v_empty.index(0), count=1)
     AT_ONCE: gl.constexpr = work.AT_ONCE
     dtype: gl.constexpr = work.dk_desc.dtype
-    out = work.dq.index(C)._reinterpret(dtype, [AT_ONCE] + work.dk_desc.block_shape, work.dk_desc.layout)
+    out = reinterpret(work.dq.index(C), dtype, [AT_ONCE] + work.dk_desc.block_shape, work.dk_desc.layout)
     mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)  # the last dq has left the buffer
     out.index(0).reshape([64, work.D]).store(dv.to(dtype))
     fence_async_shared()
@@ -291,7 +311,7 @@ def _differentiate(work, C: gl.constexpr):
     D: gl.constexpr = work.D
     LAG: gl.constexpr = work.LAG
     BUFFERS: gl.constexpr = work.DS_BUFFERS
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
+    SCORES: gl.constexpr = work.SCORES
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
     AT_ONCE: gl.constexpr = work.AT_ONCE
     WIDTH: gl.constexpr = D // 2 * AT_ONCE
@@ -299,8 +319,6 @@ def _differentiate(work, C: gl.constexpr):
     FACTOR: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     COLUMNS: gl.constexpr = gl.SliceLayout(0, SCORES)
     dtype: gl.constexpr = work.q_desc.dtype
-    row = gl.arange(0, 64, gl.SliceLayout(1, SCORES))
-    column = gl.arange(0, 64, COLUMNS)
     no_score = gl.zeros([64, 64], gl.float32, SCORES)
     no_dq = gl.zeros([64, WIDTH], gl.float32, OF_DQ)
 
@@ -309,85 +327,88 @@ def _differentiate(work, C: gl.constexpr):
     base = 0  # blocks of queries of the tiles before this one
     for turn in range(first, stop):
         b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
-        steps = work.GROUP * blocks
         dk = gl.zeros([64, D], gl.float32, SUMS)
         dv = gl.zeros([64, D], gl.float32, SUMS)
         n = turn - first
-        keys = work.k.index(n % work.K_BUFFERS).reshape([128, D])
+        keys = work.k.index(_buffer(n, work.K_BUFFERS)).reshape([128, D])
         k_of_dq = keys.slice(D // 2 * C * (2 - AT_ONCE), WIDTH, 1)
         k = keys.slice(64 * C, 64, 0)
         v = work.v.index(C).reshape([64, D])
-        mbarrier.wait(work.kv_full.index(n % work.K_BUFFERS), (n // work.K_BUFFERS) & 1)
+        mbarrier.wait(work.kv_full.index(_buffer(n, work.K_BUFFERS)), _phase(n, work.K_BUFFERS))
         if work.IN_REGISTERS:
             k = k.load(gl.DotOperandLayout(0, SCORES, 2))
             v = v.load(gl.DotOperandLayout(0, SCORES, 2))
             mbarrier.arrive(work.v_empty.index(0), count=1)
         tma.store_wait(0)  # dk of the tile before has left the buffer
-        t_start = t_first
-        for pair in range(base, base + steps, AT_ONCE):
-            for part in gl.static_range(AT_ONCE):
-                i = pair + part
-                q = work.q.tile(i, 64, D)
-                do = work.do.tile(i, 64, D)
-                work.q.await_full(i)
-                score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
-                work.do.await_full(i)
-                dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
-                L = work.q.numbers.index(i % work.q.STAGES).load(COLUMNS)
-                score = warpgroup_mma_wait(1, deps=[score])
-                p = _probabilities(score, L, t_start, s_start + 64 * C, row, column, work)
-                p_half = gl.convert_layout(p.to(dtype), FACTOR)
-                delta = work.do.numbers.index(i % work.do.STAGES).load(COLUMNS)
-                dp = warpgroup_mma_wait(0, deps=[dp])
-                ds = (p * (dp - delta[None, :])).to(dtype)
-                dv = warpgroup_mma(p_half, do, dv, is_async=True)
-                ds_half = gl.convert_layout(ds, FACTOR)
-                work.ds.index(i % BUFFERS).slice(64 * C, 64, 0).store(ds)
-                fence_async_shared()
-                mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)
+        for member in range(work.GROUP):
+            start = base + member * blocks
+            clear = start + _masked(work, s_start + 64 * C, t_first, blocks)
+            for pair in range(start, start + blocks, AT_ONCE):
+                for part in gl.static_range(AT_ONCE):
+                    i = pair + part
+                    q = work.q.tile(i, 64, D)
+                    do = work.do.tile(i, 64, D)
+                    work.q.await_full(i)
+                    score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
+                    work.do.await_full(i)
+                    dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
+                    L = work.q.numbers.index(_buffer(i, work.q.STAGES)).load(COLUMNS)
+                    score = warpgroup_mma_wait(1, deps=[score])
+                    p = gl.exp2(score * work.scale_log2 - L[None, :])
+                    if i < clear:
+                        p = _mask(p, t_first + 64 * (i - start), s_start + 64 * C, work)
+                    p_half = gl.convert_layout(p.to(dtype), FACTOR)
+                    delta = work.do.numbers.index(_buffer(i, work.do.STAGES)).load(COLUMNS)
+                    dp = warpgroup_mma_wait(0, deps=[dp])
+                    ds = (p * (dp - delta[None, :])).to(dtype)
+                    dv = warpgroup_mma(p_half, do, dv, is_async=True)
+                    ds_half = gl.convert_layout(ds, FACTOR)
+                    work.ds.index(_buffer(i, BUFFERS)).slice(64 * C, 64, 0).store(ds)
+                    fence_async_shared()
+                    mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)
 
-                j = i - LAG  # the block of queries whose dq this is
-                is_ours = (LAG == 0) | (j >= base)  # else of the tile before: the product is of no use, and not used
-                buffer = (j + BUFFERS) % BUFFERS
-                if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
-                    dk = warpgroup_mma(ds_half, q, dk, is_async=True)
-                    mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=is_ours)
-                    dq = warpgroup_mma(
-                        work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
-                    )
-                    dv = warpgroup_mma_wait(2, deps=[dv])
-                    work.do.release(i)
-                    dk = warpgroup_mma_wait(1, deps=[dk])
-                    work.q.release(i)
-                    mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=is_ours)
-                    dq = warpgroup_mma_wait(0, deps=[dq])
-                    _give_dq(work, dq, is_ours, C)
-                elif part == (C + LAG) % 2:  # dq first: it is given away while dk is computed
-                    mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=is_ours)
-                    dq = warpgroup_mma(
-                        work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
-                    )
-                    dv = warpgroup_mma_wait(1, deps=[dv])
-                    work.do.release(i)
-                    dk = warpgroup_mma(ds_half, q, dk, is_async=True)
-                    mbarrier.wait(work.dq_empty.index(C), ((j // 2) & 1) ^ 1, pred=is_ours)
-                    dq = warpgroup_mma_wait(1, deps=[dq])
-                    _give_dq(work, dq, is_ours, C)
-                    dk = warpgroup_mma_wait(0, deps=[dk])
-                    work.q.release(i)
-                else:  # the other warpgroup's turn
-                    dk = warpgroup_mma(ds_half, q, dk, is_async=True)
-                    dv = warpgroup_mma_wait(1, deps=[dv])
-                    work.do.release(i)
-                    dk = warpgroup_mma_wait(0, deps=[dk])
-                    work.q.release(i)
-                t_start += 64
-            if work.GROUP > 1 and t_start >= work.T:  # the next head of the group
-                t_start = t_first
-        base += steps
+                    j = i - LAG  # the block of queries whose dq this is
+                    is_ours = (LAG == 0) | (
+                        j >= base
+                    )  # else of the tile before: the product is of no use, and not used
+                    buffer = _buffer(j + LAG * BUFFERS, BUFFERS)  # no number is negative
+                    phase = _phase(j + LAG * BUFFERS, BUFFERS) ^ LAG
+                    if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
+                        dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                        mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)
+                        dq = warpgroup_mma(
+                            work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
+                        )
+                        dv = warpgroup_mma_wait(2, deps=[dv])
+                        work.do.release(i)
+                        dk = warpgroup_mma_wait(1, deps=[dk])
+                        work.q.release(i)
+                        mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=is_ours)
+                        dq = warpgroup_mma_wait(0, deps=[dq])
+                        _give_dq(work, dq, is_ours, C)
+                    elif part == (C + LAG) % 2:  # dq first: it is given away while dk is computed
+                        mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)
+                        dq = warpgroup_mma(
+                            work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
+                        )
+                        dv = warpgroup_mma_wait(1, deps=[dv])
+                        work.do.release(i)
+                        dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                        mbarrier.wait(work.dq_empty.index(C), ((j // 2) & 1) ^ 1, pred=is_ours)
+                        dq = warpgroup_mma_wait(1, deps=[dq])
+                        _give_dq(work, dq, is_ours, C)
+                        dk = warpgroup_mma_wait(0, deps=[dk])
+                        work.q.release(i)
+                    else:  # the other warpgroup's turn
+                        dk = warpgroup_mma(ds_half, q, dk, is_async=True)
+                        dv = warpgroup_mma_wait(1, deps=[dv])
+                        work.do.release(i)
+                        dk = warpgroup_mma_wait(0, deps=[dk])
+                        work.q.release(i)
+        base += work.GROUP * blocks
         if LAG == 1 and (AT_ONCE == 1 or C == 1):
             _give_last_dq(work, k_of_dq, no_dq, base - 1, C)
-        mbarrier.arrive(work.k_empty.index(n % work.K_BUFFERS), count=1)
+        mbarrier.arrive(work.k_empty.index(_buffer(n, work.K_BUFFERS)), count=1)
         _give_dk_and_dv(work, dk, dv, [b, s_start + 64 * C, g, 0], base, C)
     tma.store_wait(0)
 
@@ -428,6 +449,7 @@ def backward(
     """
     q = make_ring(q_desc, L_desc, STAGES)
     do = make_ring(do_desc, delta_desc, STAGES)
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16])
     K_BUFFERS: gl.constexpr = 2 if IN_REGISTERS else 1  # as many as there is room for
     k = gl.allocate_shared_memory(k_desc.dtype, [K_BUFFERS] + k_desc.block_shape, k_desc.layout)
     v = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
@@ -469,6 +491,7 @@ def backward(
         LAG,
         DS_BUFFERS,
         K_BUFFERS,
+        SCORES,
         IN_REGISTERS,
         AT_ONCE,
     )

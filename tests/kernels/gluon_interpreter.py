@@ -119,12 +119,8 @@ class Shared:
     def reshape(self, shape: Any) -> "Shared":
         return self._view(self.array.reshape(shape))
 
-    def _reinterpret(self, dtype: type, shape: Any, _layout: Any) -> "Shared":
-        whole = Shared(
-            self.array.reshape(-1).view(dtype)[: int(np.prod(shape))].reshape(shape), self.unfenced, self.key
-        )
-        assert np.shares_memory(whole.array, self.array)
-        return whole
+    def reinterpret(self, dtype: type, shape: Any, _layout: Any) -> "Shared":
+        return self._view(self.array.reshape(-1).view(dtype)[: int(np.prod(shape))].reshape(shape))
 
     def store(self, x: Value) -> None:
         self.array[...] = x.astype(self.dtype)
@@ -324,6 +320,7 @@ class Interpreter:
         module.copy_async, module.commit_copies = self._copy_async, self._commit_copies
         module.wait_for_copies = self._wait_for_copies
         module.fence_async_shared = self._fence
+        module.reinterpret = Shared.reinterpret
         module.warpgroup_mma, module.warpgroup_mma_wait = self._multiply, self._multiply_wait
         return module
 

@@ -206,12 +206,12 @@ BREAKS = {  # how the backward kernel could be broken, and what takes the place 
         "dk = warpgroup_mma(ds_half, q, dk, is_async=True); work.q.release(i)\n",
     ),
     "ds is read without waiting for the other warpgroup": (
-        "mbarrier.wait(work.ds_full.index(buffer), (j // BUFFERS) & 1, pred=is_ours)\n",
+        "mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)\n",
         "pass\n",
     ),
     "ds is stored without a fence": (
-        "fence_async_shared()\n                mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
-        "mbarrier.arrive(work.ds_full.index(i % BUFFERS), count=1)\n",
+        "fence_async_shared()\n                    mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)\n",
+        "mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)\n",
     ),
     "do is never released": ("work.do.release(i)\n", "pass\n"),
     "dq is overwritten while it is added": ("& 1) ^ 1, pred=is_ours)", "& 1) ^ 1, pred=False)"),
@@ -220,12 +220,13 @@ BREAKS = {  # how the backward kernel could be broken, and what takes the place 
         "work.do.release(i); dv = warpgroup_mma_wait(",
     ),
     "too few buffers of ds": ("2 + (1 + AT_ONCE) * LAG", "1 + LAG"),
-    "the wrong phase of ds": ("(j // BUFFERS) & 1, pred=is_ours)", "((j // BUFFERS) & 1) ^ 1, pred=is_ours)"),
+    "the wrong phase of ds": ("BUFFERS) ^ LAG\n", "BUFFERS) ^ (1 - LAG)\n"),
     "keys are released before dq has read them": (
-        "t_start = t_first\n        for",
-        "t_start = t_first\n        mbarrier.arrive(work.k_empty.index(n % work.K_BUFFERS), count=1)\n        for",
+        "        for member in range(work.GROUP):\n            start",
+        "        mbarrier.arrive(work.k_empty.index(_buffer(n, work.K_BUFFERS)), count=1)\n"
+        "        for member in range(work.GROUP):\n            start",
     ),
-    "keys are never released": ("mbarrier.arrive(work.k_empty.index(n % work.K_BUFFERS), count=1)\n", "pass\n"),
+    "keys are never released": ("mbarrier.arrive(work.k_empty.index(_buffer(n, work.K_BUFFERS)), count=1)\n", "pass\n"),
     "values are never released": ("mbarrier.arrive(work.v_empty.index(0), count=1)\n", "pass\n"),
     "dv takes the place of a dq that is not added yet": (
         "mbarrier.wait(work.dq_empty.index(C), ((base // AT_ONCE) & 1) ^ 1)",
