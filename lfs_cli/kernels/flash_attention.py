@@ -30,13 +30,16 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, warn_of_fault
 from lfs_cli.kernels.reference_attention import document_spans
-from lfs_cli.kernels.rope import turn_back
+from lfs_cli.kernels.rope import reference_qk_norm_rope, turn_back
 
 IMPLEMENTATIONS = ("hopper", "triton", "reference")
 """Best first. Each is the file `<name>_attention.py`."""
 
 DETERMINISTIC = ("triton", "reference")
 """Those whose gradients are equal to the bit in equal runs. Outputs always are."""
+
+TURNED = "turned backward"
+"""The step whose gradients are those of queries and keys before they were turned."""
 
 TURNING = ("hopper",)
 """Those that turn the gradient of queries back where they round it, one pass over it less."""
@@ -137,7 +140,7 @@ def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deter
     refusal = None
     for name in _candidates(implementation):
         refusal = _refusal(step, name, q, k, v, mask)
-        if step == "backward" and deterministic and name not in DETERMINISTIC:
+        if step != "forward" and deterministic and name not in DETERMINISTIC:
             refusal = refusal or UNORDERED
         if refusal is None and name != "reference" and _key(step, name, q) not in _verdicts and not _is_capturing(q):
             refusal = _verdicts[_key(step, name, q)] = _self_check(step, name, q, k, how)
@@ -169,8 +172,12 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
     kernel, reference = _module(name), _module("reference")
     wide = [x.double() for x in (q, k, v)]
     exact = forward = reference.forward(*wide, **options)
-    if step == "backward":
+    if step != "forward":
         exact = reference.backward(*wide, *forward, do.double(), **options)
+    if step == TURNED and name in TURNING:
+        angles = 6.3 * torch.rand(CHECKED_LENGTH, D // 2, generator=generator, device=device)
+        options["turn"] = angles.cos(), angles.sin()
+        exact = (reference_qk_norm_rope(*exact[:2], angles.cos(), -angles.sin())[0], *exact[1:])
 
     def errors() -> list[float]:
         if step == "forward":
@@ -227,7 +234,7 @@ def run_backward(
     With ``turn``, cos and sin of `rope.py`, dq and dk are those of queries and keys before they were turned.
     """
     how = {"causal": causal, "scale": scale, "window": window, "softcap": softcap, "spans": spans}
-    chosen = _pick("backward", implementation, q, k, v, deterministic, how)
+    chosen = _pick("backward" if turn is None else TURNED, implementation, q, k, v, deterministic, how)
     do = do.contiguous()  # a gradient may be expanded, as that of a sum is
     if turn is None:
         return chosen.backward(q, k, v, o.contiguous(), L, do, **_given(how), **into)

@@ -1,7 +1,7 @@
 """What kernels need around them: to be one operation of torch, to know whether they can run, and are right."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
@@ -14,6 +14,10 @@ from lfs_cli.kernels.compatibility import AVAILABLE, INTERPRETED
 
 PROGRAMS_EACH = 4
 """Programs of one processor of a GPU, so that some load while others compute."""
+
+LARGEST_ERROR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Of a kernel that computes in float32 and rounds once, relative to the size of the result: some roundings of the type
+that it writes, or sums in another order."""
 
 
 def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
@@ -145,6 +149,38 @@ def warn_of_fault(kernel: str, device: torch.device, fault: str | None) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+_verdicts: dict[tuple[Any, ...], str | None] = {}
+"""What `is_trusted` found: (kernel, device, type, case) -> what is wrong, or None."""
+
+
+def is_trusted(
+    kernel: str, x: Tensor, case: tuple[Any, ...], compare: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+) -> bool:
+    """Return whether a kernel does on a small case what its definition does; it is asked once, and warns if not.
+
+    For use inside an operation, which runs on real numbers, whatever traced it. While a CUDA graph is recorded, no
+    number can be looked at: then a kernel is trusted, and the check waits for a later call.
+
+    Args:
+        kernel: Its name, for the warning.
+        x: The device and type that it is for.
+        case: What else makes it another kernel.
+        compare: Returns pairs of what the kernel computes and what is right.
+    """
+    key = (kernel, x.device, x.dtype, *case)
+    if key not in _verdicts:
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return True
+
+        def errors() -> list[float]:
+            pairs = [pair for pair in compare() if pair[1].numel()]
+            return [float((ours.double() - right).norm() / right.norm()) for ours, right in pairs]
+
+        fault = _verdicts[key] = fault_of(errors, LARGEST_ERROR[x.dtype])
+        warn_of_fault(kernel, x.device, fault)
+    return _verdicts[key] is None
 
 
 def programs_for(device: torch.device) -> int:

@@ -4,8 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from lfs_cli.kernels import operation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -38,3 +41,22 @@ def assert_near(ours: Sequence[Tensor], exact: Sequence[Tensor], roundings: floa
         allowed = roundings * torch.finfo(mine.dtype).eps * max(1.0, float(right.abs().max()))
         error = float((mine.double() - right.double()).abs().max())
         assert error <= allowed, f"result {number}: largest error {error:.2e} exceeds {allowed:.2e}"
+
+
+def stand_in(module: Any, monkeypatch: pytest.MonkeyPatch, forward: Callable[..., Any]) -> list[str]:
+    """Let the operations of ``module`` run on any machine, and forget what they were found to be.
+
+    Where there are no kernels, the definitions take their place.
+
+    Returns:
+        Which kernel is launched, from now on, in order.
+    """
+    launched: list[str] = []
+    monkeypatch.setattr(operation, "_verdicts", {})
+    for step, definition in (("forward", forward), ("backward", module._reference_backward)):
+        name = f"_launch_{step}"
+        run = getattr(module, name) if HAS_KERNELS else definition
+        monkeypatch.setattr(module, name, lambda *inputs, step=step, run=run: launched.append(step) or run(*inputs))
+    if not HAS_KERNELS:
+        monkeypatch.setattr(module, "unavailable_reason", lambda *_: None)
+    return launched

@@ -5,6 +5,7 @@ run: on a GPU, or in the process with Triton's interpreter that `test_kernels_wi
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from lfs_cli.kernels import hopper_attention, triton_attention
 from lfs_cli.kernels import reference_attention as reference
 from lfs_cli.kernels.flash_attention import FlashAttention, choose, flash_attention, flash_attention_packed
 from lfs_cli.kernels.reference_attention import document_spans, reference_attention, visible
+from lfs_cli.kernels.rope import reference_qk_norm_rope
 from lfs_cli.training.randomness import fixed_order
 
 SHAPE = (2, 21, 21, 4, 2, 16)  # B, T, S, H, G, D
@@ -383,6 +385,30 @@ def test_a_backward_that_is_wrong_is_passed_over_alone(hopper: Callable) -> None
         ours = run(flash_attention, inputs, do)
     assert_same(ours, run(reference_attention, inputs, do))
     assert kernel.calls == ["forward 64", "forward 21", "backward 64"]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_backward_that_turns_wrongly_is_passed_over(
+    is_right: bool, hopper: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper()
+
+    def backward(*tensors: Tensor, turn: tuple[Tensor, Tensor], **how: Any) -> tuple:
+        dq, dk, dv = reference.backward(*tensors, **how)
+        cos, sin = turn
+        return reference_qk_norm_rope(dq, dq, cos, -sin if is_right else sin)[0], dk, dv
+
+    monkeypatch.setattr(hopper_attention, "backward", backward)
+    (q, k, v), do = draw(SHAPE, torch.float32, "cpu")
+    how = {"causal": True, "scale": 0.25}
+    o, L = reference.forward(q, k, v, **how)
+    angles = torch.rand(q.shape[1], q.shape[3] // 2)
+    turn = angles.cos(), angles.sin()
+    warns = nullcontext() if is_right else pytest.warns(RuntimeWarning, match="not used: turned backward: it is off by")
+    with warns:
+        ours = module.run_backward(do, q, k, v, o, L, None, True, 0.25, None, None, False, "auto", turn=turn)
+    dq, dk, dv = reference.backward(q, k, v, o, L, do, **how)
+    assert_same(ours, (*reference_qk_norm_rope(dq, dk, turn[0], -turn[1]), dv))
 
 
 def test_a_kernel_that_does_not_compile_is_passed_over(hopper: Callable) -> None:

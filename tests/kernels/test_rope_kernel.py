@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
+from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn, stand_in
 from torch import Tensor
 
 from lfs_cli.kernels import rope as module
@@ -112,3 +112,66 @@ def test_what_cannot_work_is_refused(change, message) -> None:
 def test_what_has_no_kernel_says_so() -> None:
     x = torch.ones(1, 1, 1, 24)
     assert (module.unavailable(x, x) or "").startswith("it needs a power of two")
+
+
+def spoil(step: str, which: int) -> tuple[str, Any]:
+    """Let a kernel get one of its results wrong."""
+    definition = {"forward": reference_qk_norm_rope, "backward": module._reference_backward}[step]
+
+    def launch(*inputs: Any) -> tuple[Tensor, ...]:
+        results = definition(*inputs)
+        return tuple(1.001 * x if number == which else x for number, x in enumerate(results))
+
+    return f"_launch_{step}", launch
+
+
+BROKEN = {
+    "queries": spoil("forward", 0),
+    "keys": spoil("forward", 1),
+    "gradients of queries": spoil("backward", 0),
+    "gradients of keys": spoil("backward", 1),
+    "gradients of weights": spoil("backward", 2),
+    "no kernel": ("_launch_forward", lambda *_: [][0]),
+}
+
+
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["as written", "compiled"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_kernels_that_fail_their_check_are_passed_over_with_a_warning(
+    fault: str, is_compiled: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(module, monkeypatch, forward=reference_qk_norm_rope)
+    monkeypatch.setattr(module, *BROKEN[fault])
+    torch._dynamo.reset()
+    function = torch.compile(qk_norm_rope, backend="aot_eager") if is_compiled else qk_norm_rope
+    inputs, angles = draw((2, 5, 3, 1, 8), torch.float32, device)
+
+    with pytest.warns(RuntimeWarning, match=f"the rotation kernel fails its self-check on {device}.* and is not used"):
+        ours = run(function, inputs, angles, norm=True)
+
+    wide = [x.double() for x in inputs], tuple(x.double() for x in angles)
+    assert_near(ours, run(reference_qk_norm_rope, *wide, norm=True))
+    run(function, inputs, angles, norm=True)  # without another warning, which would be an error
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [2, 64])
+def test_kernels_that_are_right_are_used_without_a_word(
+    D: int, dtype: torch.dtype, norm: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = stand_in(module, monkeypatch, forward=reference_qk_norm_rope)
+    inputs, angles = draw((1, 3, 2, 1, D), dtype, device)
+    run(qk_norm_rope, inputs, angles, norm=norm)
+    assert launched == ["forward", "backward"] * 2  # the check, then the call
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+def test_heads_without_a_kernel_that_is_right_are_turned_by_the_definition(
+    norm: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(module, monkeypatch, forward=reference_qk_norm_rope)
+    monkeypatch.setattr(module, "is_trusted", lambda *_: False)
+    inputs, angles = draw((2, 5, 3, 1, 8), torch.float32, device)
+    wide = [x.double() for x in inputs], tuple(x.double() for x in angles)
+    assert_near(run(qk_norm_rope, inputs, angles, norm=norm), run(reference_qk_norm_rope, *wide, norm=norm))

@@ -1,9 +1,15 @@
 """SwiGLU, SiLU and squared ReLU against float64: PyTorch's steps, and the kernels in Triton's interpreter."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
+from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn, stand_in
+from torch import Tensor
 
+from lfs_cli.kernels import operation
+from lfs_cli.kernels import swiglu as module
+from lfs_cli.kernels.operation import is_trusted
 from lfs_cli.kernels.swiglu import reference_activation, relu2, silu, swiglu, unavailable
 
 KINDS = {"swiglu": swiglu, "silu": silu, "relu2": relu2}
@@ -52,3 +58,65 @@ def test_the_operations_keep_the_rules_of_torch(kind, device) -> None:
     dy = randn(5, 4 if kind == "swiglu" else 8, dtype=torch.float32, device=device)
     torch.library.opcheck(torch.ops.lfs.activation.default, (kind, x))
     torch.library.opcheck(torch.ops.lfs.activation_backward.default, (kind, dy, x))
+
+
+BROKEN = {
+    "a wrong result": ("_launch_forward", lambda kind, x: 1.001 * reference_activation(kind, x)),
+    "not a number": ("_launch_forward", lambda kind, x: reference_activation(kind, x) * float("nan")),
+    "a wrong gradient": ("_launch_backward", lambda kind, dy, x: module._reference_backward(kind, dy, x.abs())),
+    "no kernel": ("_launch_backward", lambda kind, dy, x: [][0]),
+}
+
+
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["as written", "compiled"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", BROKEN)
+def test_kernels_that_fail_their_check_are_passed_over_with_a_warning(
+    fault: str, kind: str, is_compiled: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(module, monkeypatch, forward=reference_activation)
+    monkeypatch.setattr(module, *BROKEN[fault])
+    torch._dynamo.reset()
+    function = torch.compile(KINDS[kind], backend="aot_eager") if is_compiled else KINDS[kind]
+    x = randn(3, 14, dtype=torch.float32, device=device)
+
+    with pytest.warns(RuntimeWarning, match=f"the {kind} kernel fails its self-check on {device}.* and is not used"):
+        ours = differentiate(function, [x])
+
+    assert_near(ours, differentiate(lambda x: reference_activation(kind, x), [x.double()]))
+    differentiate(function, [x])  # without another warning, which would be an error
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_that_are_right_are_used_without_a_word(
+    kind: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = stand_in(module, monkeypatch, forward=reference_activation)
+    differentiate(KINDS[kind], [randn(3, 14, dtype=dtype, device=device)])
+    assert launched == ["forward", "backward"] * 2  # the check, then the call
+
+
+@pytest.mark.parametrize("is_capturing", [False, True])
+def test_nothing_is_checked_while_a_graph_is_recorded(is_capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, is_cuda=True)
+    compared = []
+
+    def compare() -> list[tuple[Tensor, Tensor]]:
+        compared.append(1)
+        return []
+
+    monkeypatch.setattr(operation, "_verdicts", {})
+    assert all(is_trusted("made-up", x, (), compare) for _ in range(2))
+    assert len(compared) == (0 if is_capturing else 1)
+
+
+def test_no_memory_for_a_check_is_not_a_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare() -> list[tuple[Tensor, Tensor]]:
+        raise torch.OutOfMemoryError("40 GiB")
+
+    monkeypatch.setattr(operation, "_verdicts", {})
+    with pytest.raises(torch.OutOfMemoryError):
+        is_trusted("made-up", torch.ones(1), (), compare)
+    assert not operation._verdicts
