@@ -159,6 +159,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     ignored: int = IGNORED,
+    cast_VC: Tensor | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of the logits ``hidden @ weight_VC.T``. Differentiable, once.
 
@@ -172,6 +173,7 @@ def linear_cross_entropy(
         softcap: Logits are softcap tanh(logit / softcap), so never larger.
         z_loss: Weight of the mean squared log-sum-exp of the logits, which is added; it keeps them from drifting.
         ignored: Target of rows that do not count: they have no gradient and no part in the mean.
+        cast_VC: ``weight_VC`` in the type of the products, where it is at hand; gradients go to ``weight_VC``.
 
     Returns:
         A scalar, float32 or better; 0 when no row counts.
@@ -190,7 +192,7 @@ def linear_cross_entropy(
         hidden, weight_VC = hidden.detach(), weight_VC.detach()
     dtype = compute_dtype(hidden)
     return _LinearCrossEntropy.apply(
-        hidden.flatten(0, -2), weight_VC, targets.flatten(), dtype, softcap, z_loss, ignored
+        hidden.flatten(0, -2), weight_VC, cast_VC, targets.flatten(), dtype, softcap, z_loss, ignored
     )
 
 
@@ -200,6 +202,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         h_RC: Tensor,
         weight_VC: Tensor,
+        cast_VC: Tensor | None,
         targets_R: Tensor,
         dtype: torch.dtype,
         softcap: float | None,
@@ -209,7 +212,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         is_traced = torch.compiler.is_compiling() or type(h_RC) not in (Tensor, nn.Parameter)
         compute = _operation if is_traced else _compute  # some 10 us less
         wanted = ctx.needs_input_grad[:2]
-        loss, share, dh, dweight = compute(h_RC, weight_VC, targets_R, dtype, softcap, z_loss, ignored, *wanted)
+        read_VC = weight_VC if cast_VC is None else cast_VC
+        loss, share, dh, dweight = compute(h_RC, read_VC, targets_R, dtype, softcap, z_loss, ignored, *wanted)
         ctx.types = [x.dtype if is_wanted else None for x, is_wanted in zip((h_RC, weight_VC), wanted, strict=True)]
         ctx.save_for_backward(share, dh, dweight)
         return loss
@@ -221,7 +225,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share, *unscaled = ctx.saved_tensors
         scale = (share * gradients[0]).view(1)  # one entry, no scalar: its type counts, so dh is scaled before rounded
         found = (None if dtype is None else (x * scale).to(dtype) for x, dtype in zip(unscaled, ctx.types, strict=True))
-        return *found, None, None, None, None, None
+        return *found, *(None for _ in ctx.needs_input_grad[2:])
 
 
 def _compute(

@@ -28,15 +28,23 @@ class Linear(nn.Module):
     Args:
         in_features: Channels of x.
         out_features: Channels of y.
+
+    Attributes:
+        cast: Within a step that casts weights once (`training/casts.py`), the weight in the type of the products, with
+            below it those of the layers that it is stacked with.
     """
+
+    cast: Tensor | None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.register_buffer("cast", None, persistent=False)
         truncated_normal(self.weight, (2 / (in_features + out_features)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T
+        cast = cast_before((self,))
+        return x @ (self.weight if cast is None else cast).T
 
 
 def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
@@ -59,8 +67,32 @@ def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
 
 def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Return what each of several layers makes of the same ``x``, (..., all their channels out), side by side."""
-    dtype = compute_dtype(x)
-    return x @ torch.cat([layer.weight.to(dtype) for layer in layers]).T
+    matrix = cast_before(layers)
+    if matrix is None:
+        dtype = compute_dtype(x)
+        matrix = torch.cat([layer.weight.to(dtype) for layer in layers])
+    return x @ matrix.T
+
+
+def cast_before(layers: Sequence[Linear]) -> Tensor | None:
+    """Return the stacked matrices of layers, if this step has cast them; gradients go to the weights all the same."""
+    cast = layers[0].cast
+    if cast is None or len(cast) != sum(len(layer.weight) for layer in layers):
+        return None
+    return _Cast.apply(cast, *(layer.weight for layer in layers))
+
+
+class _Cast(torch.autograd.Function):
+    """``torch.cat(weights).to(cast.dtype)`` that was computed before."""
+
+    @staticmethod
+    def forward(ctx: Any, cast: Tensor, *weights: Tensor) -> Tensor:
+        ctx.rows, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
+        return cast.view_as(cast)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(part.to(ctx.dtype) for part in gradients[0].split(ctx.rows))
 
 
 def pays_to_stack(x: Tensor) -> bool:

@@ -32,7 +32,14 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return (z.exp().sum(-1).log() - target_z).mean()
 
 
-def next_token_loss(hidden: Tensor, weight_VC: Tensor, targets: Tensor, *, softcap: float | None = None) -> Tensor:
+def next_token_loss(
+    hidden: Tensor,
+    weight_VC: Tensor,
+    targets: Tensor,
+    *,
+    softcap: float | None = None,
+    cast_VC: Tensor | None = None,
+) -> Tensor:
     """Return ``cross_entropy(hidden @ weight_VC.T, targets)``, a chunk of rows at a time.
 
     Args:
@@ -40,8 +47,9 @@ def next_token_loss(hidden: Tensor, weight_VC: Tensor, targets: Tensor, *, softc
         weight_VC: (V, C). The head.
         targets: (...), integers below V, or -100 for positions that do not count.
         softcap: Logits are softcap tanh(logit / softcap), so never larger; None leaves them.
+        cast_VC: ``weight_VC`` in the type of the products, where it is at hand.
 
     Returns:
         A scalar, float32 or better.
     """
-    return linear_cross_entropy(hidden, weight_VC, targets, softcap=softcap)
+    return linear_cross_entropy(hidden, weight_VC, targets, softcap=softcap, cast_VC=cast_VC)

@@ -102,7 +102,12 @@ class Transformer(nn.Module):
 
     Args:
         config: Shape and parts of the model.
+
+    Attributes:
+        head_cast: `head_weight` in the type of the products, within a step that casts it once (`training/casts.py`).
     """
+
+    head_cast: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,6 +117,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer, rope) for layer in range(config.layers))
         self.norm = NORMS.create(config.norm, config.width, config.norm_epsilon)
         self.head = None if config.tied_head else Linear(config.width, config.vocab_size)
+        self.register_buffer("head_cast", None, persistent=False)
         self.embedding_norm = None
         if config.embedding_norm:
             self.embedding_norm = NORMS.create(config.norm, config.width, config.norm_epsilon)

@@ -274,6 +274,12 @@ def _loss_function(
         documents = None if end_of_text is None else document_lengths(tokens_BT, end_of_text)
         with precision(device, dtype):
             hidden_BTC = model.hidden(tokens_BT, documents=documents, call=call)
-            return next_token_loss(hidden_BTC, model.head_weight, targets_BT, softcap=model.config.logit_softcap)
+            return next_token_loss(
+                hidden_BTC,
+                model.head_weight,
+                targets_BT,
+                softcap=model.config.logit_softcap,
+                cast_VC=model.head_cast,
+            )
 
     return loss

@@ -35,6 +35,7 @@ from lfs_cli.runs.setup import Setup, set_up
 from lfs_cli.runs.stop import Stop, StoppedError, stop_signals
 from lfs_cli.training.anomaly import AnomalyError, first_bad_layer
 from lfs_cli.training.budget import Budget
+from lfs_cli.training.casts import Casts
 from lfs_cli.training.cost import device_name
 from lfs_cli.training.evaluate import Evaluation, evaluate
 from lfs_cli.training.graphs import CudaRecorder, GraphedPass, choose_graphs
@@ -206,7 +207,7 @@ def _loop(
     progress = recorder.progress
     schedule = build_schedule(config.schedule, config.steps)
     budget = Budget(config.steps, config.max_seconds)
-    parameters = list(setup.model.parameters())
+    parameters, casts = list(setup.model.parameters()), Casts(setup.model, setup.dtype)
     step = progress.step
     while True:
         saver.check()
@@ -231,19 +232,21 @@ def _loop(
         lr = _set_learning_rates(setup.optimizers, factor)
         step += 1
         tokens_BT, targets_BT = setup.batch(batch_of(step, progress.skipped))
-        numbers = train_step(
-            setup.loss,
-            parameters,
-            setup.optimizers,
-            tokens_BT,
-            targets_BT,
-            passes=config.batch_size // rows_at_once(config, progress),
-            clip=config.clip,
-            accept=partial(recorder.accept, step) if recorder.asks_first else None,
-            on_less=recorder.ran_out,
-            draws=bool(config.plugins),
-            one_pass=graphs,
-        )
+        passes = config.batch_size // rows_at_once(config, progress)
+        with casts.kept(passes):
+            numbers = train_step(
+                setup.loss,
+                parameters,
+                setup.optimizers,
+                tokens_BT,
+                targets_BT,
+                passes=passes,
+                clip=config.clip,
+                accept=partial(recorder.accept, step) if recorder.asks_first else None,
+                on_less=recorder.ran_out,
+                draws=bool(config.plugins),
+                one_pass=graphs,
+            )
         recorder.take(step, lr, numbers)
 
 
