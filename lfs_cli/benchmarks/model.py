@@ -1,4 +1,4 @@
-"""A training step by its parts, for the sizes of CS336's table, in several precisions, as written and compiled.
+"""A training step by its parts, for the sizes of CS336's table, in several precisions, as written, compiled, replayed.
 
 What the parts and precisions are is told in `model_step.py`. All variants of a size take turns, and every ratio is to
 the first of them. The peak memory of `step` counts everything from the weights on; that of a part counts what the part
@@ -34,7 +34,7 @@ from lfs_cli.benchmarks.model_profile import profile_step
 from lfs_cli.benchmarks.model_step import PARTS, UPDATES, Training, Variant, candidate_name
 from lfs_cli.benchmarks.model_trace import sees_gpu, thinned
 from lfs_cli.config import BenchConfig, ModelBench, ModelConfig, TrainConfig
-from lfs_cli.errors import ConfigError
+from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.model import resolve_attention
 from lfs_cli.training.cost import flops_per_token, parameter_count, peak_flops
 from lfs_cli.training.memory import predict_memory
@@ -64,6 +64,10 @@ def bench_model(settings: BenchConfig, bench: Bench) -> list[Row]:
             f"a step cannot be profiled on {bench.device.type}",
             hint="leave out `--kernels`, `--memory`, `--plot` and `--profile`, or add `--device cpu`",
         )
+    if asked.graphs and not on_gpu:
+        raise DeviceError(
+            f"CUDA graphs are for CUDA GPUs, and this is {bench.device.type}", hint="leave out `--graphs`"
+        )
     sizes = asked.sizes or (tuple(name for name in SIZES if name not in ("tiny", "10b")) if on_gpu else ("tiny",))
     rows: list[Row] = []
     for size in sizes:
@@ -80,7 +84,11 @@ def model_config(size: str, length: int, asked: ModelBench) -> ModelConfig:
 def _bench_size(size: str, length: int, asked: ModelBench, seed: int, bench: Bench) -> list[Row]:
     config = model_config(size, length, asked)
     default = str(bench.dtype).removeprefix("torch.")
-    modes = ("eager", "compiled") if asked.compile else ("eager",)
+    modes = [
+        mode + launched
+        for mode in (("eager", "compiled") if asked.compile else ("eager",))
+        for launched in (("", "+graph") if asked.graphs else ("",))
+    ]
     variants = [Variant(name, mode) for name in asked.precisions or (default,) for mode in modes]
     shape = {"size": size, "params_M": parameter_count(config) / 1e6, "seq": length, "batch": asked.batch}
     results = _measure(shape, config, variants, asked, seed, bench)
@@ -89,7 +97,7 @@ def _bench_size(size: str, length: int, asked: ModelBench, seed: int, bench: Ben
     rows = []
     for variant in variants:
         attention, _ = resolve_attention(config.attention, bench.device.type, variant.dtype, config.head_dim)
-        for part in asked.parts or PARTS:
+        for part in variant.parts(asked.parts or PARTS):
             result, against = results[variant, part], results[first, part]
             seconds = result.timing.median if result.timing else None
             achieved = flops_per_token(config) * tokens / seconds if seconds and part == "step" else None
@@ -134,8 +142,10 @@ def _measure(
             _profile(training, variant, label, shape, asked, bench)
     results = {}
     for variant in variants:
-        for part in parts:
+        for part in variant.parts(parts):
             result = measured[candidate_name(variant, part)]
+            if variant.is_replayed:
+                result = replace(result, peak_bytes=None)
             if part == "step" and result.peak_bytes is not None:
                 result = replace(result, peak_bytes=result.peak_bytes + training.held_bytes())
             results[variant, part] = result
@@ -178,14 +188,14 @@ def _candidates(
     training: Training, variant: Variant, parts: Sequence[str], config: ModelConfig, batch: int, bench: Bench
 ) -> list[Candidate]:
     """Return the parts of a variant, compiled beforehand: neither time nor memory of that is counted."""
-    asked = TrainConfig(model=config, batch_size=batch, compile=variant.mode == "compiled")
+    asked = TrainConfig(model=config, batch_size=batch, compile=variant.is_compiled)
     held = predict_memory(asked, bench.device.type, variant.dtype)
     candidates = training.candidates(variant, parts, held.step)
     reason = _unavailable(variant, bench.device)
     if reason is not None:
         return [replace(candidate, unavailable=reason) for candidate in candidates]
-    if variant.mode == "compiled":
-        bench.on_note(f"compiling for {variant.precision}")
+    if variant.is_compiled:
+        bench.on_note(f"compiling for {variant.precision}{', to be replayed' if variant.is_replayed else ''}")
         for candidate in candidates:
             if memory_refusal(candidate.needs_bytes, bench.device) is None:
                 _compile(candidate, bench.device)
@@ -197,12 +207,12 @@ def _compile(candidate: Candidate, device: torch.device) -> None:
         candidate.prepare()
         candidate.run()
         candidate.finish()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if not (is_out_of_memory(error) or candidate.may_fail):
             raise
     else:
         return
-    release_memory(device)  # what does not fit is told when it is measured
+    release_memory(device)  # what does not fit, or fails, is told when it is measured
 
 
 def _unavailable(variant: Variant, device: torch.device) -> str | None:

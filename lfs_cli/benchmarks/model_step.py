@@ -1,4 +1,4 @@
-"""A model in training, of which each part can be called alone, in every precision, as written or compiled.
+"""A model in training, of which each part can be called alone, in every precision, as written, compiled or replayed.
 
     inference          forward and loss, keeping nothing: what an evaluation does
     forward            embedding, blocks and final norm, keeping what backward needs
@@ -15,8 +15,14 @@ Weights and the optimizer's state are float32 in every precision, and all varian
     bfloat16    matrix products in it, by autocast; sums, norms and the loss in float32
     float16     the same in float16. The loss is not scaled, as training in it would have to, so that small gradients
                 do not become 0: times are those of a step without that
+
+Replayed, the passes of `forward+backward` and `step` are one CUDA graph, as in training (`training/graphs.py`): what
+they take less is what it costs to launch their kernels one by one. A graph is recorded before each run and dropped
+after, so that its memory is not in the way of others; how much that is cannot be told, as the allocator counts none of
+it once recorded.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,12 +36,16 @@ from lfs_cli.config import ModelConfig
 from lfs_cli.model import Transformer, next_token_loss
 from lfs_cli.model.device import precision
 from lfs_cli.optimizers import AdamW, clip_scale
-from lfs_cli.training.step import train_step
+from lfs_cli.training.graphs import WARM_UPS, CudaRecorder, GraphedPass
+from lfs_cli.training.step import LossFunction, Pass, train_step
 
 PARTS = ("inference", "forward", "loss", "backward", "forward+backward", "optimizer", "step")
 
 UPDATES = ("optimizer", "step")
 """Parts that need the optimizer's state."""
+
+REPLAYED = ("forward+backward", "step")
+"""Parts that a CUDA graph can hold: whole passes."""
 
 KEEPS_NO_ACTIVATIONS = ("inference", "optimizer")
 
@@ -49,6 +59,9 @@ PRECISIONS = {
 
 CLIP = 1.0
 
+Runs = dict[str, tuple[Callable[[], Any], Callable[[], Any]]]
+"""What is timed of each part, and what is done before."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -56,7 +69,7 @@ class Variant:
 
     Args:
         precision: Name in `PRECISIONS`.
-        mode: ``eager`` or ``compiled``.
+        mode: ``eager`` or ``compiled``; with ``+graph`` behind, replayed as a CUDA graph.
     """
 
     precision: str
@@ -66,6 +79,20 @@ class Variant:
     def dtype(self) -> torch.dtype:
         """Type that the matrix products read."""
         return PRECISIONS[self.precision]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch.compile makes its kernels."""
+        return self.mode.startswith("compiled")
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether its passes are CUDA graphs."""
+        return self.mode.endswith("+graph")
+
+    def parts(self, asked: Sequence[str]) -> list[str]:
+        """Return those of the parts that are asked for which this variant has."""
+        return [part for part in asked if part in REPLAYED or not self.is_replayed]
 
 
 def candidate_name(variant: Variant, part: str) -> str:
@@ -105,6 +132,7 @@ class Training:
         self.optimizer = AdamW(self.weights)
         self.losses: list[Tensor] = []
         self.hidden_BTC: Tensor | None = None
+        self.graphs: list[GraphedPass] = []
 
     def start_optimizer(self) -> None:
         """Make the optimizer's state, which is there from the first update on."""
@@ -121,14 +149,14 @@ class Training:
         return sum(x.nbytes for x in (*self.weights, *self.state()))
 
     def candidates(self, variant: Variant, parts: Sequence[str], step_bytes: int) -> list[Candidate]:
-        """Return each of ``parts`` in one variant, named by `candidate_name`.
+        """Return each of ``parts`` that the variant has, named by `candidate_name`.
 
         Args:
             variant: How to compute.
             parts: Of `PARTS`.
             step_bytes: What a step is predicted to hold beside weights and optimizer.
         """
-        compiled: Callable[..., Any] = torch.compile if variant.mode == "compiled" else lambda function: function
+        compiled: Callable[..., Any] = torch.compile if variant.is_compiled else lambda function: function
 
         @compiled
         def hidden(tokens_BT: Tensor) -> Tensor:
@@ -154,27 +182,49 @@ class Training:
         def prepare_backward() -> None:
             self.losses.append(whole(self.tokens_BT, self.targets_BT))
 
-        def step() -> None:
-            train_step(whole, self.weights, [self.optimizer], self.tokens_BT, self.targets_BT, passes=1, clip=CLIP)
-
-        runs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        runs: Runs = {
             "inference": (infer, _nothing),
             "forward": (lambda: hidden(self.tokens_BT), _nothing),
             "loss": (lambda: loss(self.hidden_BTC, self.targets_BT), prepare_loss),
             "backward": (lambda: self.losses.pop().backward(), prepare_backward),
             "forward+backward": (lambda: whole(self.tokens_BT, self.targets_BT).backward(), _nothing),
             "optimizer": (self.update, self._invent_gradients),
-            "step": (step, _nothing),
+            "step": (lambda: self._step(whole), _nothing),
         }
+        if variant.is_replayed:
+            runs = self._replayed(whole)
         return [
             Candidate(
                 candidate_name(variant, part),
                 *(_within(variant.precision, call) for call in runs[part]),
                 finish=self.forget,
                 needs_bytes=0 if part in KEEPS_NO_ACTIVATIONS else step_bytes,
+                may_fail=variant.is_replayed,
             )
-            for part in parts
+            for part in variant.parts(parts)
         ]
+
+    def _replayed(self, loss: LossFunction) -> Runs:
+        """Return the parts whose passes are a CUDA graph, which is recorded before each run and forgotten after."""
+        recorder = CudaRecorder(self.device)
+
+        def record() -> None:
+            graph = GraphedPass(loss, self.model, recorder)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "a pass cannot be recorded")  # it would run, but not as a graph
+                for _ in range(WARM_UPS + 1):
+                    graph(self.tokens_BT, self.targets_BT, 1)
+                    self.forget()
+            self.graphs.append(graph)
+
+        return {
+            "forward+backward": (lambda: self.graphs[-1](self.tokens_BT, self.targets_BT, 1), record),
+            "step": (lambda: self._step(loss, self.graphs[-1]), record),
+        }
+
+    def _step(self, loss: LossFunction, one_pass: Pass | None = None) -> None:
+        batch = self.tokens_BT, self.targets_BT
+        train_step(loss, self.weights, [self.optimizer], *batch, passes=1, clip=CLIP, one_pass=one_pass)
 
     def hidden(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the head reads, (B, T, C)."""
@@ -198,6 +248,7 @@ class Training:
     def forget(self) -> None:
         """Drop what a part leaves, so that each begins with the same memory."""
         self.losses.clear()
+        self.graphs.clear()
         self.hidden_BTC = None
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "parts": "parts",
         "precision": "precisions",
         "compile": "compile",
+        "graphs": "graphs",
         "kernels": "kernels",
         "memory": "memory",
         "plot": "plot",
@@ -224,6 +225,7 @@ def command(
         list[str] | None, typer.Option(metavar="NAME,...", help="float32, tf32, bfloat16, float16 compared: model.")
     ] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Compare with torch.compile: model, kernels.")] = False,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Compare with passes as CUDA graphs: model.")] = False,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Time of a step by module, phase and kernel: model.")
     ] = False,
@@ -284,6 +286,7 @@ def command(
         "parts": parts,
         "precision": precision,
         "compile": compile_ or None,
+        "graphs": graphs or None,
         "kernels": kernels or None,
         "memory": memory or None,
         "plot": plot,

@@ -719,6 +719,9 @@ class ModelBench(Settings):
     compile: bool = False
     """Also compile the model with torch.compile."""
 
+    graphs: bool = False
+    """Also replay the passes of `forward+backward` and `step` as a CUDA graph, which shows what launches cost."""
+
     kernels: bool = False
     """Profile one more step, and tell its time by module, phase and kernel."""
 
@@ -737,6 +740,11 @@ class ModelBench(Settings):
             raise ConfigError(
                 f"`model.plot` (`{self.plot}`) does not say what to draw",
                 hint="end its name in .svg, .png, .pdf or .html",
+            )
+        if self.graphs and self.parts and not {"forward+backward", "step"}.intersection(self.parts):
+            raise ConfigError(
+                "`model.graphs` is for the parts `forward+backward` and `step`, and `model.parts` has neither",
+                hint="add one of them to `--parts`, or leave out `--graphs`",
             )
         for name in ("parts", "precisions"):
             values = getattr(self, name)

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_graphs import FakeRecorder
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, measure, model, model_profile
+from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, measure, model, model_profile, model_step
 from lfs_cli.benchmarks.model_profile import StepProfile, profile_step
 from lfs_cli.benchmarks.model_step import PARTS, Training, Variant, multiplying_as
 from lfs_cli.benchmarks.model_trace import BETWEEN, KINDS, PHASES, kernel_rows, memory_rows, thinned
 from lfs_cli.config import BenchConfig, ModelConfig, load_config
-from lfs_cli.errors import ConfigError
+from lfs_cli.errors import ConfigError, DeviceError
+from lfs_cli.training.graphs import WARM_UPS, GraphedPass
+from lfs_cli.training.step import LossFunction
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(vocab_size=300, context_length=16, width=32, layers=2, heads=2, feed_forward_width=64)
@@ -96,6 +99,97 @@ def test_compiling_runs_once_and_leaves_a_lack_of_memory_to_the_measurement() ->
     model._compile(Candidate("b", lambda: fail(MemoryError())), CPU)
     with pytest.raises(RuntimeError, match="no compiler"):
         model._compile(Candidate("c", lambda: fail(RuntimeError("no compiler"))), CPU)
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[FakeRecorder]:
+    """Let passes be replayed on a CPU; collects what they are recorded by."""
+    made: list[FakeRecorder] = []
+
+    def graphed(loss: LossFunction, model: nn.Module, _recorder: None) -> GraphedPass:
+        made.append(FakeRecorder(model))
+        return GraphedPass(loss, model, made[-1])
+
+    monkeypatch.setattr(model_step, "CudaRecorder", lambda device: None)
+    monkeypatch.setattr(model_step, "GraphedPass", graphed)
+    return made
+
+
+def replayed_rows(*overrides: str) -> list[dict]:
+    """Rows of the smallest size, on a CPU that is taken for a GPU by none but who asks for graphs."""
+    settings = ["benchmark=model", "model.batch=1", "model.vocab_size=300", "model.graphs=true", *overrides]
+    asked = load_config(BenchConfig, None, settings).model
+    return model._bench_size("tiny", 4, asked, 0, Bench(CPU, warmup=0, repeats=2))
+
+
+def test_whole_passes_are_replayed_too(recorders: list[FakeRecorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    rows = replayed_rows("model.compile=true", 'model.parts=["forward", "forward+backward", "step"]')
+    whole = ["forward+backward", "step"]
+    assert [(row["mode"], row["part"]) for row in rows] == [
+        (mode, part)
+        for mode, parts in [
+            ("eager", ["forward", *whole]),
+            ("eager+graph", whole),
+            ("compiled", ["forward", *whole]),
+            ("compiled+graph", whole),
+        ]
+        for part in parts
+    ]
+    assert {row["baseline"] for row in rows} == {"eager"}
+    assert {row["status"] for row in rows} == {"ok"}
+    assert [row["peak_bytes"] is None for row in rows] == [row["mode"].endswith("graph") for row in rows]
+    assert {graph.replays for recorder in recorders for graph in recorder.graphs} == {2}  # recorded, then timed
+
+
+@pytest.mark.parametrize("part", ["forward+backward", "step"])
+def test_what_is_timed_is_one_replay(part: str, recorders: list[FakeRecorder]) -> None:
+    training = Training(SMALL, 1, 0, CPU)
+    (candidate,) = training.candidates(Variant("float32", "eager+graph"), [part], 0)
+    for run in (1, 2):
+        candidate.prepare()
+        assert (recorders[-1].asides, [graph.replays for graph in recorders[-1].graphs]) == (WARM_UPS, [1])
+        candidate.run()
+        assert (recorders[-1].asides, [graph.replays for graph in recorders[-1].graphs]) == (WARM_UPS, [2])
+        candidate.finish()
+        assert (training.graphs, [weight.grad for weight in training.weights if weight.grad is not None]) == ([], [])
+        assert len(recorders) == run
+
+
+def test_a_replayed_step_moves_the_weights_as_the_step_does(recorders: list[FakeRecorder]) -> None:
+    moved = []
+    for mode in ("eager", "eager+graph"):
+        training = Training(SMALL, 1, 0, CPU)
+        (candidate,) = training.candidates(Variant("float32", mode), ["step"], 0)
+        for _ in range(2):
+            candidate.prepare()
+            candidate.run()
+            candidate.finish()
+        moved.append(training.weights)
+    assert all(map(torch.equal, *moved))
+
+
+def test_what_cannot_be_recorded_is_a_row_that_says_so(
+    recorders: list[FakeRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(FakeRecorder, "record", refuse)
+    rows = replayed_rows("model.compile=true", 'model.parts=["step"]')
+    assert [row["status"] for row in rows] == ["ok", "failed"] * 2
+    assert "a pass cannot be recorded as a CUDA graph" in rows[1]["note"]
+    assert "not permitted when stream is capturing" in rows[3]["note"]
+
+
+def test_graphs_are_for_cuda_gpus_and_whole_passes() -> None:
+    with pytest.raises(DeviceError, match="CUDA graphs are for CUDA GPUs, and this is cpu") as caught:
+        rows_of("model.graphs=true")
+    assert caught.value.hint == "leave out `--graphs`"
+    with pytest.raises(ConfigError, match=r"`model\.parts` has neither") as refused:
+        rows_of("model.graphs=true", 'model.parts=["forward"]')
+    assert "`--graphs`" in refused.value.hint
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
@@ -518,3 +612,11 @@ def test_a_profile_of_a_gpu_puts_kernels_and_memory_where_they_belong() -> None:
     update = next(row for row in seen.memory if row["phase"] == "optimizer")
     assert update["gradients_bytes"] == pytest.approx(weights, rel=0.2, abs=512 * len(training.weights))
     assert update["activations_bytes"] < 0.1 * weights
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # a compiler has its own
+def test_whole_passes_are_replayed_on_a_gpu() -> None:
+    rows = rows_of('model.sizes=["tiny"]', "model.graphs=true", "model.compile=true", device=torch.device("cuda"))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert [row["part"] for row in rows if row["mode"] == "compiled+graph"] == ["forward+backward", "step"]

@@ -258,6 +258,8 @@ def test_what_cannot_be_kept_is_still_shown(data_folder: Path) -> None:
         ),
         (["optimizer", "--plot", "rows.svg"], 2, "`lfs bench optimizer` has no option `--plot`", "it has --size"),
         (["model", "--plot", "rows.gif"], 2, "`model.plot` (`rows.gif`) does not say what to draw", "in .svg, .png,"),
+        (["model", "--graphs", "--device", "cpu"], 1, "CUDA graphs are for CUDA GPUs, and this is cpu", "`--graphs`"),
+        (["model", "--graphs", "--parts", "loss"], 2, "`model.parts` has neither", "leave out `--graphs`"),
         (["model", "--precision", "fp8"], 2, "cannot be", "bfloat16"),
         (["model", "--parts", "forwards"], 2, "cannot be", "forward"),
         (["model", "--precision", "tf32", "--dtype", "float32"], 2, "both set the type", "leave out one of them"),
