@@ -177,7 +177,8 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
     if step == TURNED and name in TURNING:
         angles = 6.3 * torch.rand(CHECKED_LENGTH, D // 2, generator=generator, device=device)
         options["turn"] = angles.cos(), angles.sin()
-        exact = (reference_qk_norm_rope(*exact[:2], angles.cos(), -angles.sin())[0], *exact[1:])
+        dq, dk, dv = exact
+        exact = reference_qk_norm_rope(dq, dk, angles.cos(), -angles.sin())[0], dk, dv
 
     def errors() -> list[float]:
         if step == "forward":
