@@ -50,22 +50,32 @@ def as_on_gpu(*, is_compiled: bool) -> Iterator[None]:
     Args:
         is_compiled: Take a kernel also for what torch.compile would make one of.
     """
-    before = dict(vars(_assumed))
-    _assumed.gpu, _assumed.compiler = True, is_compiled
-    try:
+    with _assuming(gpu=True, compiler=is_compiled):
         yield
-    finally:
-        vars(_assumed).update(before)
+
+
+@contextmanager
+def as_by_compiler() -> Iterator[None]:
+    """Within the block, take a kernel for what torch.compile would make one of, wherever it is: for traces likewise."""
+    with _assuming(gpu=_assumed.gpu, compiler=True):
+        yield
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
     """Within the block, take the paths that call each layer by itself, on a GPU too: for those who watch layers."""
-    before, _assumed.gpu = _assumed.gpu, False
+    with _assuming(gpu=False, compiler=_assumed.compiler):
+        yield
+
+
+@contextmanager
+def _assuming(*, gpu: bool | None, compiler: bool) -> Iterator[None]:
+    before = dict(vars(_assumed))
+    _assumed.gpu, _assumed.compiler = gpu, compiler
     try:
         yield
     finally:
-        _assumed.gpu = before
+        vars(_assumed).update(before)
 
 
 def as_compiled() -> bool:
@@ -85,11 +95,12 @@ def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
         device_type: Such as "cuda".
         dtype: Of the numbers it reads and writes.
     """
-    if not AVAILABLE and not _assumed.gpu:
+    is_assumed = _assumed.gpu or _assumed.compiler
+    if not AVAILABLE and not is_assumed:
         return "Triton is not installed"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {str(dtype).removeprefix('torch.')}"
-    if device_type != "cuda" and not _assumed.gpu and not (INTERPRETED and device_type == "cpu"):
+    if device_type != "cuda" and not is_assumed and not (INTERPRETED and device_type == "cpu"):
         return f"it needs a CUDA GPU, and this is {device_type}"
     return None
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lfs_cli.errors import DeviceError
-from lfs_cli.kernels.operation import as_on_gpu, as_written
+from lfs_cli.kernels.operation import as_by_compiler, as_on_gpu, as_written
 
 __all__ = [
+    "as_by_compiler",
     "as_on_gpu",
     "as_written",
     "choose_compile",

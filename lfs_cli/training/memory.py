@@ -7,9 +7,10 @@ two counts.
 What it does not see: the inside of single operations, save the chunk of logits of the loss, which is added; the
 workspaces of libraries; fragments that an allocator cannot use. AdamW is counted as the operations that stand in for
 its kernel where that cannot run: they hold as much again as the weights, and the kernel nothing. On a GPU the trace has
-the kernels for norms, rotations and gates, which keep what torch.compile keeps: it computes again what is cheap. On one
-H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9 GB beside weights and state, of which
-11.8 are foreseen; the peak of speedrun.json was 14.1 GB and is foreseen at 14.3.
+the kernels for norms, rotations and gates, which keep what torch.compile keeps: it computes again what is cheap. On a
+CPU a compiled step has that of norms; some of what the compiler saves with `relu2` or checkpointing stays unseen. On
+one H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9 GB beside weights and state, of
+which 11.8 are foreseen; the peak of speedrun.json was 14.1 GB and is foreseen at 14.3.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import TypeVar
 import torch
 
 from lfs_cli.config import ModelConfig, TrainConfig
-from lfs_cli.model.device import as_on_gpu
+from lfs_cli.model.device import as_by_compiler, as_on_gpu
 from lfs_cli.model.loss import chunk_bytes
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.trace import fake_model, no_tokens, optimizer_bytes, peak_bytes, run_pass
@@ -67,7 +68,8 @@ def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimize
     model, rows = resolved_for(config.model, device_type), config.passes_size
     passes = min(2, config.batch_size // rows)  # from the second on, gradients are there from the beginning
 
-    how = {"dtype": dtype, "is_compiled": bool(config.compile)}  # `auto` compiles on a GPU
+    is_compiled = bool(config.compile) and (config.compile != "auto" or device_type == "cuda")
+    how = {"dtype": dtype, "is_compiled": is_compiled}
 
     def traced(layers: int) -> tuple[int]:
         return (_step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, **how),)
@@ -75,7 +77,10 @@ def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimize
     (step,) = along_layers(traced, model.layers)
     weights = 4 * parameter_count(model)
     state, update = optimizer
-    return MemoryPrediction(weights=weights, state=state, step=max(step, weights + update))
+    # What is compiled whole gives out all gradients at its end: from the second pass on, beside those they are added to
+    gradients = passes * weights if is_compiled and config.compile != "blocks" else weights
+    copies = weights * dtype.itemsize // 4 if passes > 1 and dtype != torch.float32 else 0  # `Casts` keeps them
+    return MemoryPrediction(weights=weights, state=state, step=max(step, copies + max(gradients, weights + update)))
 
 
 def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype, room: int) -> int | None:
@@ -122,7 +127,9 @@ def _optimizer_bytes(config: TrainConfig, device_type: str) -> tuple[int, int]:
 
 
 def _as_on(device_type: str, *, is_compiled: bool) -> AbstractContextManager[object]:
-    return as_on_gpu(is_compiled=is_compiled) if device_type == "cuda" else nullcontext()
+    if device_type == "cuda":
+        return as_on_gpu(is_compiled=is_compiled)
+    return as_by_compiler() if is_compiled else nullcontext()
 
 
 def _step_bytes(

@@ -5,9 +5,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lfs_cli.config import ModelConfig, TrainConfig, load_config
-from lfs_cli.model import Transformer, next_token_loss
-from lfs_cli.model.device import precision
+from lfs_cli.model import Transformer
 from lfs_cli.optimizers import build_optimizers
+from lfs_cli.runs.setup import training_loss
 from lfs_cli.training.memory import largest_microbatch, predict_memory
 from lfs_cli.training.trace import peak_bytes
 
@@ -27,13 +27,12 @@ CASES = [
 def allocated(config: TrainConfig, dtype: torch.dtype) -> int:
     """The most bytes that PyTorch's allocator gave out at once in a step, as its profiler saw them."""
     model = Transformer(config.model)
+    loss = training_loss(model, config, CPU, dtype)
     tokens = torch.zeros(config.passes_size, config.model.context_length, dtype=torch.int64)
 
     def step() -> None:
         for _ in range(config.batch_size // config.passes_size):
-            with precision(CPU, dtype):
-                loss = next_token_loss(model.hidden(tokens), model.head_weight, tokens)
-            loss.backward()
+            loss(tokens, tokens).backward()
 
     step()
     model.zero_grad()
@@ -51,6 +50,36 @@ def allocated(config: TrainConfig, dtype: torch.dtype) -> int:
 def test_the_prediction_is_within_a_tenth(model, run, dtype) -> None:
     config = TrainConfig(model=ModelConfig(**SMALL, **model), **run)
     assert predict_memory(config, "cpu", dtype).step == pytest.approx(allocated(config, dtype), rel=0.1)
+
+
+COMPILED = [
+    ({"layers": 5, "qk_norm": True}, {"batch_size": 8, "compile": True}, torch.float32),
+    ({"layers": 5, "qk_norm": True}, {"batch_size": 8, "compile": "blocks"}, torch.bfloat16),
+    # All gradients of a pass at once, beside those of the passes before
+    (
+        {"layers": 2, "width": 256, "context_length": 8},
+        {"batch_size": 2, "microbatch": 1, "compile": True},
+        torch.float32,
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # a compiler has its own
+@pytest.mark.parametrize(("model", "run", "dtype"), COMPILED, ids=str)
+def test_the_prediction_of_a_compiled_step_is_within_a_tenth(model, run, dtype) -> None:
+    torch._dynamo.reset()
+    config = TrainConfig(model=ModelConfig(**{**SMALL, **model}), **run)
+    assert predict_memory(config, "cpu", dtype).step == pytest.approx(allocated(config, dtype), rel=0.1)
+
+
+def test_nothing_is_compiled_on_a_cpu_unless_it_is_asked_for() -> None:
+    found = [
+        predict_memory(TrainConfig(model=ModelConfig(**SMALL), compile=how), "cpu", torch.float32)
+        for how in ("auto", False, True)
+    ]
+    assert found[0] == found[1]
+    assert found[2].step < 0.95 * found[1].step
 
 
 def test_weights_and_state_are_counted_beside_the_step() -> None:
@@ -88,6 +117,14 @@ def test_an_update_may_need_more_than_the_passes() -> None:
     largest = 4 * max(weight.numel() for weight in Transformer(config.model).parameters())
     found = predict_memory(config, "cpu", torch.float32)
     assert found.step == pytest.approx(found.weights + largest, rel=0.02)  # there, of one weight after the other
+
+
+def test_copies_of_the_weights_are_there_during_the_update() -> None:
+    few = ModelConfig(vocab_size=300, context_length=2, width=256, heads=4, layers=1, attention="standard")
+    alone, many = (
+        predict_memory(TrainConfig(model=few, batch_size=2, microbatch=rows), "cpu", torch.bfloat16) for rows in (2, 1)
+    )
+    assert many.step == alone.step + alone.weights / 2
 
 
 def test_less_is_kept_the_more_is_computed_again() -> None:
