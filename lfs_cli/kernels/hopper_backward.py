@@ -342,7 +342,8 @@ def _differentiate(work, C: gl.constexpr):
         tma.store_wait(0)  # dk of the tile before has left the buffer
         for member in range(work.GROUP):
             start = base + member * blocks
-            clear = start + _masked(work, s_start + 64 * C, t_first, blocks)
+            t_start = t_first
+            clear = t_first + 64 * _masked(work, s_start + 64 * C, t_first, blocks)
             for pair in range(start, start + blocks, AT_ONCE):
                 for part in gl.static_range(AT_ONCE):
                     i = pair + part
@@ -355,8 +356,9 @@ def _differentiate(work, C: gl.constexpr):
                     L = work.q.numbers.index(_buffer(i, work.q.STAGES)).load(COLUMNS)
                     score = warpgroup_mma_wait(1, deps=[score])
                     p = gl.exp2(score * work.scale_log2 - L[None, :])
-                    if i < clear:
-                        p = _mask(p, t_first + 64 * (i - start), s_start + 64 * C, work)
+                    if t_start < clear:
+                        p = _mask(p, t_start, s_start + 64 * C, work)
+                    t_start += 64
                     p_half = gl.convert_layout(p.to(dtype), FACTOR)
                     delta = work.do.numbers.index(_buffer(i, work.do.STAGES)).load(COLUMNS)
                     dp = warpgroup_mma_wait(0, deps=[dp])
