@@ -360,8 +360,8 @@ def _differentiate(work, C: gl.constexpr):
                         p = _mask(p, t_start, s_start + 64 * C, work)
                     t_start += 64
                     p_half = gl.convert_layout(p.to(dtype), FACTOR)
-                    delta = work.do.numbers.index(_buffer(i, work.do.STAGES)).load(COLUMNS)
                     dp = warpgroup_mma_wait(0, deps=[dp])
+                    delta = work.do.numbers.index(_buffer(i, work.do.STAGES)).load(COLUMNS)
                     ds = (p * (dp - delta[None, :])).to(dtype)
                     dv = warpgroup_mma(p_half, do, dv, is_async=True)
                     ds_half = gl.convert_layout(ds, FACTOR)
