@@ -16,9 +16,9 @@ class Progress:
         step: Steps done.
         loss: Mean nats per token of the last batch.
         seconds: Seconds of the training steps.
-        warm_steps: Steps but the first of each start, in which kernels are compiled.
+        warm_steps: Steps but the first of each start, in which kernels are compiled; on a GPU but the first two.
         warm_seconds: Their seconds.
-        cold_steps: First steps of each start.
+        cold_steps: Those first steps.
         cold_seconds: Their seconds.
         recent: Seconds of each of the last warm steps.
         evaluated: Step of the last evaluation.

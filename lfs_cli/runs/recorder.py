@@ -55,7 +55,8 @@ class Recorder:
         self._flops = flops_per_token(config.model)
         self._peak = peak_flops(device)
         self._pending: tuple[int, float, Readback] | None = None
-        self._is_warm = False
+        # The first step compiles. A GPU may work off the second one while the host still compiles, and it ends at once
+        self._cold_steps = 1 if device.type == "cpu" else 2
         self._last_lap = 0.0
         self._last_evaluation: Evaluation | None = None
         self._lap = time.perf_counter()
@@ -230,11 +231,11 @@ class Recorder:
         seconds, self._lap = now - self._lap, now
         self._last_lap = seconds
         self.progress.seconds += seconds
-        if self._is_warm:
+        if not self._cold_steps:
             self.progress.recent[:] = [*self.progress.recent[1 - RECENT_STEPS :], seconds]
             self.progress.warm_steps += 1
             self.progress.warm_seconds += seconds
         else:
             self.progress.cold_steps += 1
             self.progress.cold_seconds += seconds
-        self._is_warm = True
+            self._cold_steps -= 1

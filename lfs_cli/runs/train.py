@@ -61,7 +61,8 @@ class TrainResult:
         bits_per_byte: Bits per byte of text at that loss, or None when the bytes are not known.
         parameters: Weights of the model.
         tokens: Tokens trained on.
-        tokens_per_second: Mean over the training steps but the first of each start, in which kernels are compiled.
+        tokens_per_second: Mean over the training steps but the first of each start, in which kernels are compiled; of a
+            run that has no others, over those.
         seconds: Seconds of the training steps.
         unigram_entropy: Loss in nats of a model that knows only how frequent each token is.
         sample: What the model wrote last.

@@ -57,7 +57,7 @@ def lost_seconds(firsts: int, seconds: float, recent: list[float]) -> float:
     """Return by how much longer than other steps those were that compiled the model.
 
     Args:
-        firsts: First steps, of which each start of a run has one.
+        firsts: First steps of the starts of a run.
         seconds: What they took together.
         recent: Seconds of each of the last steps, first ones left out.
     """
