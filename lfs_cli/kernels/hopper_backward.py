@@ -5,8 +5,8 @@ The math is that of `flash_attention.py`, the way of working that of `hopper_for
 Sources: Shah et al., "FlashAttention-3", 2024 (arXiv:2407.08608), section 3 and algorithm 3 of its appendix.
          The tile, 64 queries by 128 keys, is the one of Dao-AILab/flash-attention for D = 128.
 
-A program (one a processor) takes one tile after another: 128 keys of one key/value head, 64 for each of two warpgroups.
-It walks over all queries that see them, 64 at a time, head by head of the group:
+A program takes one tile after another, or a single long one: 128 keys of one key/value head, 64 for each of two
+warpgroups. It walks over all queries that see them, 64 at a time, head by head of the group:
 
     loader, 1 warp            copies k and v of each tile, and q, L, do and delta of each block of queries
     warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half of dq
