@@ -109,8 +109,6 @@ OWN_PROGRAMS_FROM = 4096
 """Queries that may see a tile of backward from which each tile is a program of its own, and the GPU deals them out: its
 beginning and end do not count beside it. At 16,384 of D = 64 that was 1 % faster, at 8,192 of D = 128 1 % slower."""
 BACKWARD = {64: BackwardTile(3, 1, True, 2), 128: BackwardTile(2, 0, False, 1)}
-if getattr(triton, "__version__", "").startswith("3.9"):  # whose ptxas spills the former in its loop
-    BACKWARD[64] = BackwardTile(3, 1, True, 1)
 
 
 def unavailable_reason(
