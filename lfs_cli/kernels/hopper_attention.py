@@ -56,6 +56,7 @@ run with the kernels of before, H200, 2026-11-29, milliseconds of forward and ba
 """
 
 import heapq
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -210,8 +211,12 @@ def forward(
     causal: bool,
     scale: float,
     tile: ForwardTile | None = None,
+    programs: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return o (B, T, H, D) and L (B, H, T), for tensors that `unavailable_reason` has nothing against."""
+    """Return o (B, T, H, D) and L (B, H, T), for tensors that `unavailable_reason` has nothing against.
+
+    With fewer ``programs`` than the GPU has processors, each works on more tiles.
+    """
     from lfs_cli.kernels.hopper_forward import forward as kernel
 
     (B, T, H, D), (S, G) = q_BTHD.shape, k_BSGD.shape[1:3]
@@ -220,7 +225,7 @@ def forward(
     o_BTHD = torch.empty((B, T, H, D), dtype=q_BTHD.dtype, device=q_BTHD.device)
     L_BHT = torch.empty((B, H, T), dtype=torch.float32, device=q_BTHD.device)
     block_t = 64 * tile.warpgroups
-    programs = min(_processors(q_BTHD.device), B * H * -(-T // block_t))
+    programs = min(programs or _processors(q_BTHD.device), B * H * -(-T // block_t))
     section = _section(H // G, S, D)
     order = _forward_order(T, S, B * H, section, block_t, tile.block_s, causal, programs, q_BTHD.device)
     if torch.cuda.is_current_stream_capturing():
@@ -267,10 +272,12 @@ def backward(
     dv: Tensor | None = None,
     turn: tuple[Tensor, Tensor] | None = None,
     tile: BackwardTile | None = None,
+    programs: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, in new tensors or in those given, whose rows begin at multiples of 16 bytes.
 
     With ``turn``, cos and sin (T, D / 2) of `rope.py`, dq is that of queries before they were turned; dk is as ever.
+    With fewer ``programs`` than there are tiles, each works on several.
     """
     from lfs_cli.kernels.hopper_backward import backward as kernel
 
@@ -283,9 +290,10 @@ def backward(
     blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
-    programs = B * G * -(-S // 128)
-    if T * (H // G) < OWN_PROGRAMS_FROM:
-        programs = min(programs, _processors(device))
+    tiles = B * G * -(-S // 128)
+    if programs is None:
+        programs = _processors(device) if T * (H // G) < OWN_PROGRAMS_FROM else tiles
+    programs = min(programs, tiles)
     section = _section(1, 4 * T * (H // G), D)  # q, do, a sum of dq as large as both, and room for what is read once
     order = _backward_order(T, S, B * G, section, H // G, causal, programs, device)
     if torch.cuda.is_current_stream_capturing():
@@ -442,4 +450,6 @@ def _dealt(costs: list[int], heads: int, section: int, programs: int, device: to
     for own in tiles:
         starts.append(starts[-1] + len(own))
     # One more at the end: kernels read one tile ahead
-    return torch.tensor([*starts, *(tile for own in tiles for tile in own), 0], dtype=torch.int32, device=device)
+    order = [*starts, *(tile for own in tiles for tile in own), 0]
+    with ThreadPoolExecutor(1) as other:  # inductor puts what this thread allocates where its graphs work
+        return other.submit(torch.tensor, order, dtype=torch.int32, device=device).result()

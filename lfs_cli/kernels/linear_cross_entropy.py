@@ -184,6 +184,8 @@ def linear_cross_entropy(
     if weight_VC.ndim != 2 or hidden.shape[-1:] != weight_VC.shape[1:] or hidden.shape[:-1] != targets.shape:
         shapes = f"{tuple(hidden.shape)}, {tuple(weight_VC.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"expected hidden (..., C), weight (V, C) and targets (...), got {shapes}")
+    if cast_VC is not None and cast_VC.shape != weight_VC.shape:
+        raise ValueError(f"expected cast as weight, {tuple(weight_VC.shape)}, got {tuple(cast_VC.shape)}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be above 0, got {softcap}")
     if z_loss < 0:

@@ -395,6 +395,7 @@ class Interpreter:
 
     def _store_tile(self, descriptor: Descriptor, place: Any, buffer: Shared) -> None:
         inside, of_block = descriptor.part(place)
+        buffer.fenced()
 
         def copy() -> None:
             descriptor.array[inside] = buffer.fenced()[of_block]
@@ -403,6 +404,7 @@ class Interpreter:
 
     def _add_tile(self, descriptor: Descriptor, place: Any, buffer: Shared) -> None:
         inside, of_block = descriptor.part(place)
+        buffer.fenced()
 
         def copy() -> None:
             descriptor.array[inside] += buffer.fenced()[of_block]
@@ -421,6 +423,9 @@ class Interpreter:
 
     def _multiply(self, a: Any, b: Shared, acc: Any, *, use_acc: bool = True, is_async: bool) -> Product:
         assert is_async
+        for factor in (a, b):
+            if isinstance(factor, Shared):
+                factor.fenced()
         product = Product(a, b, acc, use_acc)
         self.machine.queue("products").append(product)
         return product

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import draw, run
+from attention_cases import assert_matches_reference, draw, run
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -292,11 +292,13 @@ class MadeUp:
     def unavailable_reason(self, q: Tensor, k: Tensor, v: Tensor, *, causal, window, softcap, documents) -> str | None:
         return "it has no windows" if window is not None else None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, programs: int | None = None
+    ) -> tuple:
         self.calls.append(f"forward {q.shape[1]}")
         return self.spoil("forward", reference.forward(q, k, v, causal=causal, scale=scale))
 
-    def backward(self, q, k, v, o, L, do, *, causal: bool, scale: float, **into: Tensor) -> tuple:
+    def backward(self, q, k, v, o, L, do, *, causal: bool, scale: float, programs=None, **into: Tensor) -> tuple:
         self.calls.append(f"backward {q.shape[1]}")
         return self.spoil("backward", reference.backward(q, k, v, o, L, do, causal=causal, scale=scale, **into))
 
@@ -393,7 +395,7 @@ def test_a_backward_that_turns_wrongly_is_passed_over(
 ) -> None:
     hopper()
 
-    def backward(*tensors: Tensor, turn: tuple[Tensor, Tensor], **how: Any) -> tuple:
+    def backward(*tensors: Tensor, turn: tuple[Tensor, Tensor], programs: int | None = None, **how: Any) -> tuple:
         dq, dk, dv = reference.backward(*tensors, **how)
         cos, sin = turn
         return reference_qk_norm_rope(dq, dq, cos, -sin if is_right else sin)[0], dk, dv
@@ -427,7 +429,7 @@ def test_options_that_leave_no_gradient_do_not_disturb_the_check(
     step: str, option: dict[str, float], hopper: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(reference, step)
-    noisy = lambda *tensors, **how: tuple(x + 1e-6 for x in real(*tensors, **how))  # noqa: E731  shorter so
+    noisy = lambda *tensors, programs, **how: tuple(x + 1e-6 for x in real(*tensors, **how))  # noqa: E731  shorter so
     monkeypatch.setattr(hopper_attention, step, noisy)
     q, k, _ = draw(SHAPE, torch.float32, "cpu")[0]
     how = {"causal": True, "scale": 0.25, "window": None, "softcap": None, "spans": None} | option
@@ -540,9 +542,19 @@ def test_a_cuda_graph_replays_the_gradients_of_packed_documents() -> None:
 def test_inductor_compiles_around_it(mode: str) -> None:
     inputs, do = draw((2, 256, 256, 4, 2, 64), torch.bfloat16, "cuda")
     compiled = torch.compile(lambda q, k, v: flash_attention(2 * q, k, v).sin(), fullgraph=True, mode=mode)
+    hopper_attention._forward_order.cache_clear()  # what is kept from call to call is made under the compiler too
+    hopper_attention._backward_order.cache_clear()
+    found = [run(compiled, inputs, do) for _ in range(3)]
     expected = run(lambda q, k, v: flash_attention(2 * q, k, v).sin(), inputs, do)
-    for _ in range(3):
-        assert_same(run(compiled, inputs, do), expected, rtol=2e-2, atol=2e-2)
+    for results in found:
+        assert_same(results, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("D", [64, 128])
+def test_programs_go_from_tile_to_tile(D: int) -> None:
+    inputs, do = draw((16, 500, 500, 12, 12, D), torch.bfloat16, "cuda")  # 768 tiles
+    assert_matches_reference(inputs, do, implementation="hopper")
 
 
 @pytest.mark.gpu
