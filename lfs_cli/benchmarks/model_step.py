@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -197,7 +198,7 @@ class Training:
             Candidate(
                 candidate_name(variant, part),
                 *(_within(variant.precision, call) for call in runs[part]),
-                finish=self.forget,
+                finish=partial(self._forget_graphs, whole) if variant.is_replayed else self.forget,
                 needs_bytes=0 if part in KEEPS_NO_ACTIVATIONS else step_bytes,
                 may_fail=variant.is_replayed,
             )
@@ -221,6 +222,12 @@ class Training:
             "forward+backward": (lambda: self.graphs[-1](self.tokens_BT, self.targets_BT, 1), record),
             "step": (lambda: self._step(loss, self.graphs[-1]), record),
         }
+
+    def _forget_graphs(self, loss: LossFunction) -> None:
+        """Forget, and leave the allocator as it was: recording gave back what it keeps, which others would wait for."""
+        self.forget()
+        loss(self.tokens_BT, self.targets_BT).backward()
+        self.forget()
 
     def _step(self, loss: LossFunction, one_pass: Pass | None = None) -> None:
         batch = self.tokens_BT, self.targets_BT

@@ -43,7 +43,7 @@ class Linear(nn.Module):
         truncated_normal(self.weight, (2 / (in_features + out_features)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        cast = cast_before((self,))
+        cast = cast_before(x, (self,))
         return x @ (self.weight if cast is None else cast).T
 
 
@@ -67,17 +67,20 @@ def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
 
 def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Return what each of several layers makes of the same ``x``, (..., all their channels out), side by side."""
-    matrix = cast_before(layers)
+    matrix = cast_before(x, layers)
     if matrix is None:
         dtype = compute_dtype(x)
         matrix = torch.cat([layer.weight.to(dtype) for layer in layers])
     return x @ matrix.T
 
 
-def cast_before(layers: Sequence[Linear]) -> Tensor | None:
-    """Return the stacked matrices of layers, if this step has cast them; gradients go to the weights all the same."""
+def cast_before(x: Tensor, layers: Sequence[Linear]) -> Tensor | None:
+    """Return the stacked matrices of layers, if this step has cast them to the type that ``x`` is multiplied in.
+
+    Gradients go to the weights all the same.
+    """
     cast = layers[0].cast
-    if cast is None or len(cast) != sum(len(layer.weight) for layer in layers):
+    if cast is None or cast.dtype != compute_dtype(x) or len(cast) != sum(len(layer.weight) for layer in layers):
         return None
     return _Cast.apply(cast, *(layer.weight for layer in layers))
 

@@ -57,7 +57,6 @@ class Recorder:
         self._pending: tuple[int, float, Readback] | None = None
         # The first step compiles. A GPU may work off the second one while the host still compiles, and it ends at once
         self._cold_steps = 1 if device.type == "cpu" else 2
-        self._last_lap = 0.0
         self._last_evaluation: Evaluation | None = None
         self._lap = time.perf_counter()
         self.go_back()
@@ -122,8 +121,9 @@ class Recorder:
         self._watch.remember(loss, norm)
         self.progress.loss = loss
         self.progress.passed = 0
-        laps = self.progress.recent or [self._last_lap]
-        rate = self.config.batch_tokens * len(laps) / sum(laps)
+        recent, progress = self.progress.recent, self.progress
+        laps, seconds = (len(recent), sum(recent)) if recent else (progress.cold_steps, progress.cold_seconds)
+        rate = self.config.batch_tokens * laps / seconds
         record = StepRecord(
             step=step,
             loss=loss,
@@ -229,7 +229,6 @@ class Recorder:
         """Add the time since the last step to the run's."""
         now = time.perf_counter()
         seconds, self._lap = now - self._lap, now
-        self._last_lap = seconds
         self.progress.seconds += seconds
         if not self._cold_steps:
             self.progress.recent[:] = [*self.progress.recent[1 - RECENT_STEPS :], seconds]

@@ -3,7 +3,8 @@
 Weights are float32, and in bfloat16 training products read them in that type. A pass casts each as it comes to it: 4
 bytes read and 2 written, as often as a step has passes, always of the same numbers. Here a step casts them once, to
 where the copies of the step before were, so that CUDA graphs find them. They take the place of copies that a pass keeps
-for its backward anyway, so the peak of memory stays.
+for its backward, so the peak of memory stays; with activation checkpointing a pass keeps none, and it rises by them. If
+there is no memory for them, passes cast as they would without.
 
 Gradients come to the float32 weights as they do without: those of a pass in the type of the products, added up in
 float32. So losses, gradients and weights are the same to the bit.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from lfs_cli.model import Transformer
 from lfs_cli.model.attention import Attention
+from lfs_cli.model.device import is_out_of_memory
 from lfs_cli.model.feed_forward import SwiGLU
 from lfs_cli.model.layers import Linear, pays_to_stack
 
@@ -43,21 +45,41 @@ class Casts:
         Args:
             passes: Of the step. A single one casts each weight once anyway.
         """
-        if passes == 1 or self._dtype == torch.float32:
+        if not self._are_used(passes):
             yield
             return
-        with torch.no_grad():
-            matrices: list[list[Tensor]] = [[layer.weight for layer in stack] for stack in self._stacks]
-            matrices.append([self._model.head_weight])
-            if not self._copies:
-                self._copies = [torch.cat(stack).to(self._dtype) for stack in matrices]
-            for copy, stack in zip(self._copies, matrices, strict=True):
-                torch.cat(stack, out=copy)
         try:
-            self._give(self._copies)
+            self._refresh()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._copies = []
+        try:
+            if self._copies:
+                self._give(self._copies)
             yield
         finally:  # stale as soon as the weights move, and not for passes without gradients
-            self._give([None] * len(self._copies))
+            self._give([None] * (len(self._stacks) + 1))
+
+    def bytes_held(self, passes: int) -> int:
+        """Return what the copies take in a step of so many passes."""
+        if not self._are_used(passes):
+            return 0
+        return sum(self._dtype.itemsize * weight.numel() for stack in self._matrices() for weight in stack)
+
+    def _are_used(self, passes: int) -> bool:
+        return passes > 1 and self._dtype != torch.float32
+
+    def _matrices(self) -> list[list[Tensor]]:
+        return [*([layer.weight for layer in stack] for stack in self._stacks), [self._model.head_weight]]
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        matrices = self._matrices()
+        if not self._copies:
+            self._copies = [torch.cat(stack).to(self._dtype) for stack in matrices]
+        for copy, stack in zip(self._copies, matrices, strict=True):
+            torch.cat(stack, out=copy)
 
     def _give(self, copies: Sequence[Tensor | None]) -> None:
         *matrices, self._model.head_cast = copies
@@ -70,9 +92,9 @@ def _stacks(model: Transformer) -> list[tuple[Linear, ...]]:
     stacks: list[tuple[Linear, ...]] = []
     if pays_to_stack(model.head_weight):
         for module in model.modules():
-            if isinstance(module, Attention):
+            if type(module) is Attention:  # a class of a plugin may stack others
                 stacks.append((module.query, module.key, module.value))
-            elif isinstance(module, SwiGLU):
+            elif type(module) is SwiGLU:
                 stacks.append((module.gate, module.up))
     known: set[nn.Module | None] = {model.head, *(layer for stack in stacks for layer in stack)}
     return stacks + [(module,) for module in model.modules() if isinstance(module, Linear) and module not in known]

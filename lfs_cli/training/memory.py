@@ -24,6 +24,7 @@ import torch
 from lfs_cli.config import ModelConfig, TrainConfig
 from lfs_cli.model.device import as_by_compiler, as_on_gpu
 from lfs_cli.model.loss import chunk_bytes
+from lfs_cli.training.casts import Casts
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.trace import fake_model, no_tokens, optimizer_bytes, peak_bytes, run_pass
 
@@ -71,15 +72,14 @@ def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimize
     is_compiled = bool(config.compile) and (config.compile != "auto" or device_type == "cuda")
     how = {"dtype": dtype, "is_compiled": is_compiled}
 
-    def traced(layers: int) -> tuple[int]:
-        return (_step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, **how),)
+    def traced(layers: int) -> tuple[int, int]:
+        return _step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, **how)
 
-    (step,) = along_layers(traced, model.layers)
+    step, copies = along_layers(traced, model.layers)
     weights = 4 * parameter_count(model)
     state, update = optimizer
     # What is compiled whole gives out all gradients at its end: from the second pass on, beside those they are added to
     gradients = passes * weights if is_compiled and config.compile != "blocks" else weights
-    copies = weights * dtype.itemsize // 4 if passes > 1 and dtype != torch.float32 else 0  # `Casts` keeps them
     return MemoryPrediction(weights=weights, state=state, step=max(step, copies + max(gradients, weights + update)))
 
 
@@ -95,11 +95,17 @@ def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype
     below_root = [n for n in range(1, isqrt(config.batch_size) + 1) if config.batch_size % n == 0]
     sizes = sorted({*below_root, *(config.batch_size // n for n in below_root)})
     optimizer = _optimizer_bytes(config, device_type)
-    low, high = 0, len(sizes)  # all sizes before `low` fit, none from `high` on
+
+    def fits(rows: int) -> bool:
+        asked = config.model_copy(update={"microbatch": rows})
+        return _predict(asked, device_type, dtype, optimizer).peak <= room
+
+    if fits(config.batch_size):  # first, as several passes hold what one does not: copies, and gradients twice
+        return config.batch_size
+    low, high = 0, len(sizes) - 1  # all sizes before `low` fit, none from `high` on
     while low < high:
         middle = (low + high) // 2
-        asked = config.model_copy(update={"microbatch": sizes[middle]})
-        if _predict(asked, device_type, dtype, optimizer).peak <= room:
+        if fits(sizes[middle]):
             low = middle + 1
         else:
             high = middle
@@ -134,14 +140,16 @@ def _as_on(device_type: str, *, is_compiled: bool) -> AbstractContextManager[obj
 
 def _step_bytes(
     model: ModelConfig, rows: int, passes: int, device_type: str, dtype: torch.dtype, is_compiled: bool
-) -> int:
-    """Return the peak of what the passes hold beside weights and state."""
+) -> tuple[int, int]:
+    """Return the peak of what the passes hold beside weights and state, and the part that `Casts` still holds after."""
 
     def step() -> None:
         tokens_BT = no_tokens(transformer, rows)
-        for _ in range(passes):
-            run_pass(transformer, tokens_BT, dtype)
+        with casts.kept(passes):
+            for _ in range(passes):
+                run_pass(transformer, tokens_BT, dtype)
 
     with _as_on(device_type, is_compiled=is_compiled), fake_model(model) as transformer:
         chunk = chunk_bytes(device_type, dtype, rows * model.context_length, model.vocab_size)
-        return peak_bytes(step, {torch.ops.lfs.linear_cross_entropy.default: chunk})
+        casts = Casts(transformer, dtype)
+        return peak_bytes(step, {torch.ops.lfs.linear_cross_entropy.default: chunk}), casts.bytes_held(passes)

@@ -67,7 +67,8 @@ def run_pass(model: Transformer, tokens_BT: Tensor, dtype: torch.dtype) -> None:
     """
     with precision(tokens_BT.device, dtype):
         hidden_BTC = model.hidden(tokens_BT)
-        loss = next_token_loss(hidden_BTC, model.head_weight, tokens_BT, softcap=model.config.logit_softcap)
+        how = {"softcap": model.config.logit_softcap, "cast_VC": model.head_cast}
+        loss = next_token_loss(hidden_BTC, model.head_weight, tokens_BT, **how)
     loss.backward()
 
 

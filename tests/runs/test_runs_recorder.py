@@ -36,4 +36,4 @@ def test_steps_beside_which_the_host_compiled_do_not_count_as_fast(
         recorder.take(step, 1e-3, torch.tensor([2.0, 1.0]))
     assert (progress.cold_steps, progress.warm_steps) == (cold, 4 - cold)
     fast = TrainConfig().batch_tokens / 0.08
-    assert (max(record.tokens_per_second for record in seen.records[2:]) < fast) == (device == "cuda")
+    assert (max(record.tokens_per_second for record in seen.records) < fast) == (device == "cuda")

@@ -126,6 +126,41 @@ def test_a_layer_of_a_stack_may_be_called_alone(stacking: None) -> None:
             assert torch.equal(query(x), right)
 
 
+def test_a_layer_that_multiplies_in_float32_does_so_within_a_step_too(stacking: None) -> None:
+    experiment = Experiment(keeps=True)
+    router, x = experiment.model.blocks[0].attention.output, torch.randn(2, 32)
+    right = router(x)
+    with precision(CPU, torch.bfloat16), experiment.casts.kept(2), torch.autocast("cpu", enabled=False):
+        assert torch.equal(router(x), right)
+
+
+def test_a_feed_forward_layer_of_a_plugin_may_stack_others(stacking: None) -> None:
+    class Plugin(feed_forward.SwiGLU):
+        def __init__(self) -> None:
+            super().__init__(32, 64)
+            self.other = layers.Linear(32, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return layers.stacked(x, (self.gate, self.other))
+
+    experiment = Experiment(keeps=True)
+    experiment.model.blocks[0].feed_forward = plugin = Plugin()
+    x = torch.randn(2, 32)
+    with precision(CPU, torch.bfloat16):
+        right = plugin(x)
+        with casts.Casts(experiment.model, torch.bfloat16).kept(2):
+            assert torch.equal(plugin(x), right)
+
+
+def test_without_memory_for_copies_passes_cast_as_before(stacking: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: casts.Casts) -> None:
+        raise torch.OutOfMemoryError("40 GiB")
+
+    without = Experiment(keeps=False).steps(2)
+    monkeypatch.setattr(casts.Casts, "_refresh", fail)
+    assert Experiment(keeps=True).steps(2) == without
+
+
 @pytest.mark.filterwarnings("ignore")  # a compiler has its own
 @pytest.mark.parametrize("compile", ["blocks", True])
 def test_compiled_steps_are_the_same(compile: bool | str, stacking: None, monkeypatch: pytest.MonkeyPatch) -> None:

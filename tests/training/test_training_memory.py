@@ -8,6 +8,7 @@ from lfs_cli.config import ModelConfig, TrainConfig, load_config
 from lfs_cli.model import Transformer
 from lfs_cli.optimizers import build_optimizers
 from lfs_cli.runs.setup import training_loss
+from lfs_cli.training.casts import Casts
 from lfs_cli.training.memory import largest_microbatch, predict_memory
 from lfs_cli.training.trace import peak_bytes
 
@@ -21,6 +22,10 @@ CASES = [
     ({"layers": 4, "feed_forward": "relu2", "qk_norm": True, "kv_heads": 2}, {"batch_size": 8}, torch.float32),
     ({"layers": 4, "norm_position": "post", "tied_head": True}, {"batch_size": 8, "microbatch": 2}, torch.float32),
     ({"layers": 4}, {"batch_size": 8}, torch.bfloat16),
+    # Copies of the weights for all passes, which a pass with checkpointing would not keep
+    ({"layers": 5, "width": 256}, {"batch_size": 8, "microbatch": 2}, torch.bfloat16),
+    ({"layers": 5, "width": 256, "checkpointing": "selective"}, {"batch_size": 4, "microbatch": 2}, torch.bfloat16),
+    ({"layers": 5, "width": 256, "checkpointing": "full"}, {"batch_size": 4, "microbatch": 1}, torch.bfloat16),
 ]
 
 
@@ -30,9 +35,12 @@ def allocated(config: TrainConfig, dtype: torch.dtype) -> int:
     loss = training_loss(model, config, CPU, dtype)
     tokens = torch.zeros(config.passes_size, config.model.context_length, dtype=torch.int64)
 
+    passes = config.batch_size // config.passes_size
+
     def step() -> None:
-        for _ in range(config.batch_size // config.passes_size):
-            loss(tokens, tokens).backward()
+        with Casts(model, dtype).kept(passes):
+            for _ in range(passes):
+                loss(tokens, tokens).backward()
 
     step()
     model.zero_grad()
@@ -48,7 +56,7 @@ def allocated(config: TrainConfig, dtype: torch.dtype) -> int:
 
 @pytest.mark.parametrize(("model", "run", "dtype"), CASES, ids=str)
 def test_the_prediction_is_within_a_tenth(model, run, dtype) -> None:
-    config = TrainConfig(model=ModelConfig(**SMALL, **model), **run)
+    config = TrainConfig(model=ModelConfig(**{**SMALL, **model}), **run)
     assert predict_memory(config, "cpu", dtype).step == pytest.approx(allocated(config, dtype), rel=0.1)
 
 
@@ -122,9 +130,10 @@ def test_an_update_may_need_more_than_the_passes() -> None:
 def test_copies_of_the_weights_are_there_during_the_update() -> None:
     few = ModelConfig(vocab_size=300, context_length=2, width=256, heads=4, layers=1, attention="standard")
     alone, many = (
-        predict_memory(TrainConfig(model=few, batch_size=2, microbatch=rows), "cpu", torch.bfloat16) for rows in (2, 1)
+        predict_memory(TrainConfig(model=few, batch_size=2, microbatch=rows), "cuda", torch.bfloat16) for rows in (2, 1)
     )
-    assert many.step == alone.step + alone.weights / 2
+    copies = 2 * sum(weight.numel() for name, weight in Transformer(few).named_parameters() if "norm" not in name)
+    assert many.step >= alone.step + copies - 2 * 300 * 256  # the embedding is looked up, not multiplied
 
 
 def test_less_is_kept_the_more_is_computed_again() -> None:
@@ -169,6 +178,16 @@ def test_the_largest_microbatch_fits_and_the_next_does_not() -> None:
     assert largest_microbatch(config, "cpu", torch.float32, peaks[1] - 1) is None
     huge = config.model_copy(update={"batch_size": 6 * 2**40})  # nobody waits until its divisors are counted one by one
     assert largest_microbatch(huge, "cpu", torch.float32, peaks[3]) == 3
+
+
+def test_the_whole_batch_is_tried_first_as_several_passes_hold_copies_too() -> None:
+    sizes = {"vocab_size": 300, "context_length": 4, "width": 256, "heads": 4, "layers": 2, "attention": "standard"}
+    config = TrainConfig(model=ModelConfig(**sizes), batch_size=8)
+    peaks = [
+        predict_memory(config.model_copy(update={"microbatch": n}), "cpu", torch.bfloat16).peak for n in (1, 2, 4, 8)
+    ]
+    assert peaks[3] < min(peaks[:3])
+    assert largest_microbatch(config, "cpu", torch.bfloat16, peaks[3]) == 8
 
 
 def test_a_tensor_counts_from_its_making_to_its_end() -> None:
