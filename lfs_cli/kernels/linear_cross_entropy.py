@@ -46,6 +46,7 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
 from lfs_cli.kernels.operation import (
+    asked_once,
     compute_dtype,
     fault_of,
     no_hopper_reason,
@@ -258,7 +259,7 @@ def _compute(
 _operation = operation("linear_cross_entropy")(_compute)
 
 
-@cache
+@asked_once
 def _is_trusted(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can run here and, on a small case, does what the steps in PyTorch do in float64."""
     if unavailable_reason(device.type, dtype) is not None:
@@ -374,7 +375,7 @@ def _launch(
         )
 
 
-@cache
+@asked_once
 def _hopper_is_trusted(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> bool:
     """Whether the kernel for Hopper GPUs does on a few rows what the other one, which is checked before, does."""
     R, stride = 8, -(-V // 64) * 64

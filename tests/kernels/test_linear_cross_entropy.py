@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfs_cli.kernels import linear_cross_entropy as module
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy, reference_linear_cross_entropy
+from lfs_cli.kernels.operation import asked_once
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_KERNEL = INTERPRETED or torch.cuda.is_available()
@@ -272,3 +273,15 @@ def test_what_cannot_work_is_refused(change, message) -> None:
     good = {"hidden": torch.ones(5, 3), "weight_VC": torch.ones(7, 3), "targets": torch.zeros(5, dtype=torch.int64)}
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**{**good, **change})
+
+
+def test_a_check_waits_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    check = asked_once(lambda device, V: bool(calls.append(V)))
+    cuda = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert check(cuda, 5)
+    assert not calls
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert [check(cuda, 5), check(cuda, 5), check(cuda, 6)] == [False] * 3
+    assert calls == [5, 6]
