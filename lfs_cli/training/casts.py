@@ -77,7 +77,8 @@ class Casts:
     def _refresh(self) -> None:
         matrices = self._matrices()
         if not self._copies:
-            self._copies = [torch.cat(stack).to(self._dtype) for stack in matrices]
+            shapes = [(sum(map(len, stack)), *stack[0].shape[1:]) for stack in matrices]
+            self._copies = [matrices[0][0].new_empty(shape, dtype=self._dtype) for shape in shapes]
         for copy, stack in zip(self._copies, matrices, strict=True):
             torch.cat(stack, out=copy)
 
