@@ -6,9 +6,10 @@
     python -m tests.peers race speedrun.json --nanogpt nanoGPT --minutes 10
     lfs report RUN RUN --plot race.svg
 
-`steps` times training steps of both in turn, in one process. `race` trains nanoGPT alone for so many minutes and leaves
-a run folder, which `lfs report` compares with others; it needs no more of the config than the text, the tokenizer, the
-tokens of a batch, the seed, and how it is evaluated.
+`steps` times training steps of both in turn, in one process; its `peak_bytes` are those of a step beside weights and
+optimizer, with all that a CUDA graph works in. `race` trains nanoGPT alone for so many minutes and leaves a run folder,
+which `lfs report` compares with others; it needs no more of the config than the text, the tokenizer, the tokens of a
+batch, the seed, and how it is evaluated.
 """
 
 import argparse

@@ -7,8 +7,8 @@ time, which its author recommends ("should be ~= max_iters"). Dropout and biases
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfs_cli.benchmarks.machine import PeakMemory
 from lfs_cli.benchmarks.measure import Bench, Candidate
 from lfs_cli.config import ScheduleConfig, TrainConfig
 from lfs_cli.corpus.batches import Batches
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.model import Transformer
-from lfs_cli.model.device import choose_compile, choose_device, choose_dtype, precision
+from lfs_cli.model.device import choose_compile, choose_device, choose_dtype, precision, release_memory
 from lfs_cli.optimizers import build_optimizers, build_schedule
 from lfs_cli.runs.folder import DataFolder, RunFolder
 from lfs_cli.runs.journal import Journal, environment, write_json
@@ -228,6 +229,11 @@ def _recorded(
 def time_steps(config: TrainConfig, clone: Path, shape: Shape, *, batch: int, seconds: float) -> list[dict[str, Any]]:
     """Time steps of lfs and of nanoGPT in turn, in this process, and return a row for each; ratios are to nanoGPT.
 
+    `peak_bytes` is the most that a step holds in tensors at once, beside weights and optimizer: what `lfs train
+    --dry-run` foresees. The allocator sees nothing of a replay, but all of a recording, which asks for the memory that
+    its replays will work in. So the step that records is the one measured; in a run of lfs, too, the peak has it.
+    Neither number has what is reserved beyond tensors: gaps between them, and a graph's memory while the update runs.
+
     Args:
         config: Names lfs's model and optimizers.
         clone: Folder of nanoGPT.
@@ -250,22 +256,23 @@ def time_steps(config: TrainConfig, clone: Path, shape: Shape, *, batch: int, se
     def step() -> None:
         train_step(loss, weights, optimizers, *batches, passes=1, clip=config.clip, one_pass=one_pass)
 
-    held = {"lfs": (weights, optimizers), "nanogpt": (list(peer.model.parameters()), [peer.optimizer])}
     candidates = [Candidate("lfs", step), Candidate("nanogpt", lambda: peer.step(*batches, passes=1))]
-    for candidate in candidates:  # compiled, recorded, and with what the optimizers remember, before it is measured
-        for _ in range(WARM_UPS + 1):
-            candidate.run()
+    peaks = {candidate.name: _peak_after_warm_up(candidate, device) for candidate in candidates}
     found = Bench(device, dtype, repeats=30, max_seconds=seconds).measure("steps", candidates)
     rows = []
     for name, result in found.items():
-        row = result.row(found["nanogpt"], "nanogpt")
-        row["peak_bytes"] += sum(tensor.nbytes for tensor in _held(*held[name]))
+        row = replace(result, peak_bytes=peaks[name]).row(found["nanogpt"], "nanogpt")
         row["tokens_per_second"] = 1e3 * batch * shape.context_length / row["median_ms"]
         rows.append({"name": name, "device": device_name(device), "dtype": str(dtype).removeprefix("torch."), **row})
     return rows
 
 
-def _held(weights: list[Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
-    """Return what stays from step to step."""
-    states = [state for optimizer in optimizers for state in optimizer.state.values()]
-    return [*weights, *(x for state in states for x in state.values() if isinstance(x, Tensor))]
+def _peak_after_warm_up(candidate: Candidate, device: torch.device) -> int | None:
+    """Run steps until one is compiled, has what the optimizers remember and is recorded; return the memory of that."""
+    for _ in range(WARM_UPS):
+        candidate.run()
+    release_memory(device)  # what is garbage now must not be freed in the middle of the step
+    memory = PeakMemory(device)
+    memory.start()
+    candidate.run()
+    return memory.peak_bytes()

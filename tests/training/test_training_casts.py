@@ -152,13 +152,19 @@ def test_a_feed_forward_layer_of_a_plugin_may_stack_others(stacking: None) -> No
             assert torch.equal(plugin(x), right)
 
 
-def test_without_memory_for_copies_passes_cast_as_before(stacking: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: casts.Casts) -> None:
+def test_without_memory_for_copies_it_is_asked_for_once_and_passes_cast_as_before(
+    stacking: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(self: Tensor, shape: tuple[int, ...], **options: Any) -> Tensor:
+        asked.append(shape)
         raise torch.OutOfMemoryError("40 GiB")
 
-    without = Experiment(keeps=False).steps(2)
-    monkeypatch.setattr(casts.Casts, "_refresh", fail)
-    assert Experiment(keeps=True).steps(2) == without
+    without, experiment = Experiment(keeps=False).steps(2), Experiment(keeps=True)
+    monkeypatch.setattr(Tensor, "new_empty", refuse)
+    assert experiment.steps(2) == without
+    assert len(asked) == 1
 
 
 @pytest.mark.filterwarnings("ignore")  # a compiler has its own
