@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial, wraps
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,26 +166,6 @@ def warn_of_fault(kernel: str, device: torch.device, fault: str | None) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def asked_once(check: Callable[..., bool]) -> Any:
-    """Keep what a check of a kernel finds for a device and a case, as `functools.cache` does.
-
-    While a CUDA graph is recorded no number can be looked at: then the kernel is trusted, and a later call checks it.
-    """
-    found: dict[tuple[Any, ...], bool] = {}
-
-    @wraps(check)
-    def asked(device: torch.device, *case: Any) -> bool:
-        key = device, *case
-        if key not in found:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return True
-            found[key] = check(device, *case)
-        return found[key]
-
-    asked.__dict__["cache_clear"] = found.clear
-    return asked
 
 
 _verdicts: dict[tuple[Any, ...], str | None] = {}
