@@ -26,7 +26,6 @@ Measured: one H200, 2026-11-29, in a step of gpt2_small.json: 0.85 ms for 124M w
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
 from operator import is_
 
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import fault_of, unavailable_reason, warn_of_fault
+from lfs_cli.kernels.operation import is_trusted, unavailable_reason
 
 BLOCK = 2048
 
@@ -272,9 +271,8 @@ def _reason(weights: Sequence[Tensor], state: Sequence[Tensor]) -> str | None:
     return unavailable_reason(weights[0].device.type, weights[0].dtype) if weights else None
 
 
-@cache
-def is_trusted(device: torch.device, weight: torch.dtype, gradient: torch.dtype, *, is_scaled: bool) -> bool:
-    """Whether the kernel can run here and, on a small case, does what the definition does in float64.
+def is_usable(device: torch.device, weight: torch.dtype, gradient: torch.dtype, *, is_scaled: bool) -> bool:
+    """Return whether the kernel can run here and, on a small case, does what the definition does in float64.
 
     Args:
         device: Where.
@@ -284,29 +282,27 @@ def is_trusted(device: torch.device, weight: torch.dtype, gradient: torch.dtype,
     """
     if any(unavailable_reason(device.type, dtype) is not None for dtype in (weight, gradient)):
         return False
+    return is_trusted("AdamW", _errors, device, weight, gradient, is_scaled, allowed=LARGEST_ERROR)
+
+
+def _errors(device: torch.device, weight: torch.dtype, gradient: torch.dtype, is_scaled: bool) -> list[float]:
     generator = torch.Generator(device).manual_seed(0)
     sizes = (BLOCK + 5, 3)  # a whole block, and parts of one
     drawn = [[torch.randn(size, generator=generator, device=device) for size in sizes] for _ in range(3)]
     weights, *gradients = [x.to(weight) for x in drawn[0]], *([x.to(gradient) for x in each] for each in drawn[1:])
     scale = torch.full((), 0.5, device=device) if is_scaled else None
-
-    def errors() -> list[float]:
-        cases = []
-        for wide in (torch.float64, torch.float32):  # float64 is what the kernel cannot do
-            zeros = [[torch.zeros_like(x, dtype=wide) for x in weights] for _ in range(2)]
-            own = [x.clone() if wide == torch.float32 else x.double() for x in weights]
-            cases.append(AdamWTensors(own, *zeros))
-            for step, each in enumerate(gradients, 1):
-                cases[-1].step(each, step, lr=0.5, scale=scale)
-        exact, ours = (list(chain(case.weights, case.means, case.squares)) for case in cases)
-        return [
-            float((mine.double() - right).abs().max() / right.abs().max().clamp(min=1) / torch.finfo(mine.dtype).eps)
-            for mine, right in zip(ours, exact, strict=True)
-        ]
-
-    fault = fault_of(errors, LARGEST_ERROR)
-    warn_of_fault("AdamW", device, fault)
-    return fault is None
+    cases = []
+    for wide in (torch.float64, torch.float32):  # float64 is what the kernel cannot do
+        zeros = [[torch.zeros_like(x, dtype=wide) for x in weights] for _ in range(2)]
+        own = [x.clone() if wide == torch.float32 else x.double() for x in weights]
+        cases.append(AdamWTensors(own, *zeros))
+        for step, each in enumerate(gradients, 1):
+            cases[-1].step(each, step, lr=0.5, scale=scale)
+    exact, ours = (list(chain(case.weights, case.means, case.squares)) for case in cases)
+    return [
+        float((mine.double() - right).abs().max() / right.abs().max().clamp(min=1) / torch.finfo(mine.dtype).eps)
+        for mine, right in zip(ours, exact, strict=True)
+    ]
 
 
 def _reference_step(

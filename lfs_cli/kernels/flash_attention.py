@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, warn_of_fault
+from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, relative_errors, warn_of_fault
 from lfs_cli.kernels.reference_attention import document_spans
 from lfs_cli.kernels.rope import reference_qk_norm_rope, turn_back
 
@@ -190,7 +190,7 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
         else:
             o, L = forward[0].to(dtype), forward[1].float()
             ours = kernel.backward(q, k, v, o, L, do, **options, **CHECKED_BY.get(name, {}))
-        return [float((x.double() - y).norm() / y.norm()) for x, y in zip(ours, exact, strict=True)]
+        return relative_errors(ours, exact)
 
     fault = fault_of(errors, LARGEST_ERROR[dtype])
     return fault and f"{step}: {fault}"

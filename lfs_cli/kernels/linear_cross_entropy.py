@@ -46,13 +46,12 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
 from lfs_cli.kernels.operation import (
-    asked_once,
     compute_dtype,
-    fault_of,
+    is_trusted,
     no_hopper_reason,
     operation,
+    relative_errors,
     unavailable_reason,
-    warn_of_fault,
 )
 
 IGNORED = -100
@@ -249,7 +248,7 @@ def _compute(
     share = 1 / counts_R.sum().clamp(min=1).to(wide)
     dh = torch.empty(h.shape if wants_h else 0, dtype=dtype, device=h.device)
     dweight = torch.zeros(weight.shape if wants_weight else 0, dtype=wide, device=h.device)
-    by = _by_kernel if _is_trusted(h.device, dtype) else _by_torch
+    by = _by_kernel if _is_usable(h.device, dtype) else _by_torch
     into = dh if wants_h else None, dweight if wants_weight else None
     with torch.autocast(h.device.type, enabled=False):
         losses = by(h, weight, targets_R.where(counts_R, 0), counts_R, softcap, z_loss, *into)
@@ -259,30 +258,26 @@ def _compute(
 _operation = operation("linear_cross_entropy")(_compute)
 
 
-@asked_once
-def _is_trusted(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can run here and, on a small case, does what the steps in PyTorch do in float64."""
+def _is_usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the kernel can run here and, on a small case, does what the steps in PyTorch do in float64."""
     if unavailable_reason(device.type, dtype) is not None:
         return False
+    return is_trusted("cross-entropy", _errors, device, dtype, allowed=LARGEST_ERROR)
+
+
+def _errors(device: torch.device, dtype: torch.dtype) -> list[float]:
     generator = torch.Generator(device).manual_seed(0)
     h, weight = (torch.randn(rows, 64, generator=generator, device=device) for rows in (40, 300))
     h, weight = h.to(dtype), (weight / 8).to(dtype)
     targets = torch.randint(300, (40,), generator=generator, device=device)
     counts = targets % 7 > 0
 
-    def errors() -> list[float]:
-        results = []
-        for by, wide in ((_by_torch, torch.float64), (_by_kernel, torch.float32)):
-            numbers = dtype if wide == torch.float32 else wide
-            dh = torch.empty(h.shape, dtype=numbers, device=device)
-            dweight = torch.zeros(weight.shape, dtype=wide, device=device)
-            loss = by(h.to(numbers), weight.to(numbers), targets, counts, 30.0, 1e-4, dh, dweight)
-            results.append([loss.double(), dh.double(), dweight.double()])
-        return [float((ours - exact).norm() / exact.norm()) for exact, ours in zip(*results, strict=True)]
+    def run(by: Callable[..., Tensor], h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dh = torch.empty(h.shape, dtype=h.dtype, device=device)
+        dweight = torch.zeros(weight.shape, dtype=torch.promote_types(h.dtype, torch.float32), device=device)
+        return by(h, weight, targets, counts, 30.0, 1e-4, dh, dweight), dh, dweight
 
-    fault = fault_of(errors, LARGEST_ERROR)
-    warn_of_fault("cross-entropy", device, fault)
-    return fault is None
+    return relative_errors(run(_by_kernel, h, weight), run(_by_torch, h.double(), weight.double()))
 
 
 @torch.library.register_fake("lfs::linear_cross_entropy")
@@ -341,8 +336,14 @@ def _by_kernel(
 def _launcher(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> Callable[..., None]:
     """Return what launches the faster kernel, of those that can run and are right."""
     fits = dtype.itemsize == 2 and V in HOPPER_VOCABULARIES[is_capped]
-    if not fits or no_hopper_reason(device) is not None or not _hopper_is_trusted(device, dtype, V, is_capped):
+    if not fits or no_hopper_reason(device) is not None:
         return _launch
+    case = dtype, V, is_capped
+    is_right = is_trusted("Hopper cross-entropy", _hopper_errors, device, *case, allowed=LARGEST_ERROR)
+    return _hopper_launch() if is_right else _launch
+
+
+def _hopper_launch() -> Callable[..., None]:
     return import_module("lfs_cli.kernels.hopper_cross_entropy").loss_and_gradient
 
 
@@ -375,9 +376,8 @@ def _launch(
         )
 
 
-@asked_once
-def _hopper_is_trusted(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> bool:
-    """Whether the kernel for Hopper GPUs does on a few rows what the other one, which is checked before, does."""
+def _hopper_errors(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> list[float]:
+    """Compare the kernel for Hopper GPUs, on a few rows, with the other one, which is checked before."""
     R, stride = 8, -(-V // 64) * 64
     generator = torch.Generator(device).manual_seed(0)
     padded = torch.randn(R, stride, generator=generator, device=device).to(dtype)
@@ -385,20 +385,15 @@ def _hopper_is_trusted(device: torch.device, dtype: torch.dtype, V: int, is_capp
     targets = torch.randint(V, (R,), generator=generator, device=device)
     counts = torch.arange(R, device=device) != 1
 
-    def errors() -> list[float]:
-        results = []
-        for launch in (_launch, import_module("lfs_cli.kernels.hopper_cross_entropy").loss_and_gradient):
-            da, losses = padded.clone()[:, :V], torch.empty(R, device=device)
-            launch(da, targets, counts, losses, 30.0 if is_capped else None, 1e-4, writes_gradient=True)
-            others = da.double()
-            target_da = others.gather(1, targets[:, None])
-            # Apart: the target's da is near -1, and all others of a row together are a hundredth
-            results.append([losses.double(), target_da, others.scatter(1, targets[:, None], 0.0)])
-        return [float((ours - right).norm() / right.norm()) for right, ours in zip(*results, strict=True)]
+    def run(launch: Callable[..., None]) -> tuple[Tensor, Tensor, Tensor]:
+        da, losses = padded.clone()[:, :V], torch.empty(R, device=device)
+        launch(da, targets, counts, losses, 30.0 if is_capped else None, 1e-4, writes_gradient=True)
+        others = da.double()
+        target_da = others.gather(1, targets[:, None])
+        # Apart: the target's da is near -1, and all others of a row together are a hundredth
+        return losses.double(), target_da, others.scatter(1, targets[:, None], 0.0)
 
-    fault = fault_of(errors, LARGEST_ERROR)
-    warn_of_fault("Hopper cross-entropy", device, fault)
-    return fault is None
+    return relative_errors(run(_hopper_launch()), run(_launch))
 
 
 def _by_torch(

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,6 +131,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
 
 
+def relative_errors(ours: Iterable[Tensor], right: Iterable[Tensor]) -> list[float]:
+    """Return how far each result is from the right one, relative to that one's size. Empty ones have no error."""
+    pairs = zip(ours, right, strict=True)
+    return [float((x.double() - y).norm() / y.norm()) for x, y in pairs if y.numel()]
+
+
 def fault_of(errors_of: Callable[[], Sequence[float]], allowed: float) -> str | None:
     """Say what is wrong with a kernel that runs on a small case, or None when nothing is.
 
@@ -162,32 +168,12 @@ def warn_of_fault(kernel: str, device: torch.device, fault: str | None) -> None:
         )
 
 
-def asked_once(check: Callable[..., bool]) -> Any:
-    """Keep what a check of a kernel finds for a device and a case, as `functools.cache` does.
-
-    While a CUDA graph is recorded no number can be looked at: then the kernel is trusted, and a later call checks it.
-    """
-    found: dict[tuple[Any, ...], bool] = {}
-
-    @wraps(check)
-    def asked(device: torch.device, *case: Any) -> bool:
-        key = device, *case
-        if key not in found:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return True
-            found[key] = check(device, *case)
-        return found[key]
-
-    asked.__dict__["cache_clear"] = found.clear
-    return asked
-
-
 _verdicts: dict[tuple[Any, ...], str | None] = {}
-"""What `is_trusted` found: (kernel, device, type, case) -> what is wrong, or None."""
+"""What `is_trusted` found: (kernel, device, case) -> what is wrong, or None."""
 
 
 def is_trusted(
-    kernel: str, x: Tensor, case: tuple[Any, ...], compare: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    kernel: str, errors_of: Callable[..., Sequence[float]], device: torch.device, *case: Any, allowed: float
 ) -> bool:
     """Return whether a kernel does on a small case what its definition does; it is asked once, and warns if not.
 
@@ -196,21 +182,17 @@ def is_trusted(
 
     Args:
         kernel: Its name, for the warning.
-        x: The device and type that it is for.
-        case: What else makes it another kernel.
-        compare: Returns pairs of what the kernel computes and what is right.
+        errors_of: Called with ``device`` and ``case``; as in `fault_of`.
+        device: Where.
+        case: What else makes it another kernel, such as the type of its numbers.
+        allowed: As in `fault_of`.
     """
-    key = (kernel, x.device, x.dtype, *case)
+    key = (kernel, device, *case)
     if key not in _verdicts:
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return True
-
-        def errors() -> list[float]:
-            pairs = [pair for pair in compare() if pair[1].numel()]
-            return [float((ours.double() - right).norm() / right.norm()) for ours, right in pairs]
-
-        fault = _verdicts[key] = fault_of(errors, LARGEST_ERROR[x.dtype])
-        warn_of_fault(kernel, x.device, fault)
+        fault = _verdicts[key] = fault_of(partial(errors_of, device, *case), allowed)
+        warn_of_fault(kernel, device, fault)
     return _verdicts[key] is None
 
 

@@ -38,7 +38,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import is_trusted, operation, programs_for, unavailable_reason
+from lfs_cli.kernels.operation import (
+    LARGEST_ERROR,
+    is_trusted,
+    operation,
+    programs_for,
+    relative_errors,
+    unavailable_reason,
+)
 
 MAX_HEAD_DIM = 512
 TILE = 2048
@@ -392,14 +399,12 @@ def _(dq_out: Tensor, dk_out: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _is_right(q_BTHD: Tensor, k_BTGD: Tensor, q_weight: Tensor | None) -> bool:
     """Return whether the kernels are to be used, as they do on a small case what the definitions do."""
-    (H, D), G, is_weighted = q_BTHD.shape[2:], k_BTGD.shape[2], q_weight is not None
-    compare = partial(_compare, H, G, D, is_weighted, q_BTHD.device, q_BTHD.dtype)
-    return is_trusted("rotation", q_BTHD, (D, is_weighted), compare)
+    (H, D), G, dtype = q_BTHD.shape[2:], k_BTGD.shape[2], q_BTHD.dtype
+    case = dtype, D, q_weight is not None
+    return is_trusted("rotation", partial(_errors, H, G), q_BTHD.device, *case, allowed=LARGEST_ERROR[dtype])
 
 
-def _compare(
-    H: int, G: int, D: int, is_weighted: bool, device: torch.device, dtype: torch.dtype
-) -> list[tuple[Tensor, Tensor]]:
+def _errors(H: int, G: int, device: torch.device, dtype: torch.dtype, D: int, is_weighted: bool) -> list[float]:
     """Run the kernels that the call at hand needs, on parts of one tensor as it does, and the definitions."""
     generator = torch.Generator(device).manual_seed(0)
     B, T = 3, 16  # multiples of 16, so that Triton compiles no other kernel for them
@@ -416,7 +421,7 @@ def _compare(
 
     tensors = (q, k, dq_out, dk_out, *saved, angles.cos(), angles.sin(), *weights)
     right = run(reference_qk_norm_rope, _reference_backward, *(None if x is None else x.double() for x in tensors))
-    return list(zip(run(_launch_forward, _launch_backward, *tensors), right, strict=True))
+    return relative_errors(run(_launch_forward, _launch_backward, *tensors), right)
 
 
 def _reference_backward(

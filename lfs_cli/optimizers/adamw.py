@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfs_cli.kernels.adamw import AdamWTensors, is_trusted
+from lfs_cli.kernels.adamw import AdamWTensors, is_usable
 from lfs_cli.kernels.operation import on_gpu
 from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
 
@@ -99,7 +99,7 @@ class AdamW(Optimizer):
             return False  # another rule, or a tensor that is not simply numbers in memory
         if scale is not None and scale.device != weight.device:
             return False
-        return is_trusted(weight.device, weight.dtype, gradient.dtype, is_scaled=scale is not None)
+        return is_usable(weight.device, weight.dtype, gradient.dtype, is_scaled=scale is not None)
 
     def _tensors(self, weights: list[Tensor], states: list[State]) -> AdamWTensors:
         """Return what the kernel knows of these weights, made anew when any of them is another or lies elsewhere."""

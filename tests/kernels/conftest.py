@@ -24,6 +24,12 @@ def _interpreter_reads_one_element_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_and_squeeze)
 
 
+@pytest.fixture
+def forgets_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kernels, save attention's, be checked anew in this test, and no other test see what is found."""
+    monkeypatch.setattr(import_module("lfs_cli.kernels.operation"), "_verdicts", {})
+
+
 @pytest.fixture(autouse=True)
 def _self_checks_are_small_where_kernels_are_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":

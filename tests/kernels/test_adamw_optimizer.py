@@ -9,20 +9,14 @@ from fused_cases import DTYPES, HAS_KERNELS, assert_near, randn
 from torch import nn
 
 from lfs_cli.kernels import adamw as module
-from lfs_cli.kernels.adamw import AdamWTensors, is_trusted
+from lfs_cli.kernels.adamw import AdamWTensors, is_usable
 from lfs_cli.optimizers import AdamW, Optimizer, clip_gradients, clip_scale
 
 SHAPES = [(50, 3), (1,), (3,), (2100,), (0,)]
 SETTINGS = {"lr": 0.03, "betas": (0.8, 0.999), "eps": 1e-6, "weight_decay": 0.2}
 
+pytestmark = pytest.mark.usefixtures("forgets_checks")
 needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="needs a GPU or Triton's interpreter")
-
-
-@pytest.fixture(autouse=True)
-def _checks_itself_anew():
-    is_trusted.cache_clear()
-    yield
-    is_trusted.cache_clear()
 
 
 @pytest.fixture
@@ -30,7 +24,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of weights that each launch of the kernel has moved; the self-check has taken place before."""
     moved, launch = [], AdamWTensors._launch
     for scaled in (False, True):
-        is_trusted(torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), *DTYPES[:1] * 2, is_scaled=scaled)
+        is_usable(torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), *DTYPES[:1] * 2, is_scaled=scaled)
 
     def counted(self, *arguments) -> None:
         moved.append(len(self.weights))
@@ -241,18 +235,30 @@ def test_addresses_are_sent_again_only_when_they_change(device, monkeypatch) -> 
     assert len(sent) == 6 + 3  # addresses of weights and state, and which program takes what
 
 
-@pytest.mark.parametrize("fault", ["wrong", "not a number", "does not compile"])
+def raise_what_a_compiler_may(_: AdamWTensors) -> None:
+    raise RuntimeError("no such instruction\nand much more")
+
+
+FAULTS = {
+    "wrong weights": lambda tensors: tensors.weights[0].add_(1e-4),
+    "wrong means": lambda tensors: tensors.means[0].mul_(1 + 1e-4),
+    "wrong squares": lambda tensors: tensors.squares[0].mul_(1 + 1e-4),
+    "not a number": lambda tensors: tensors.weights[-1].fill_(float("nan")),
+    "does not compile": raise_what_a_compiler_may,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_kernel_that_fails_its_check_is_passed_over_with_a_warning(fault, device, monkeypatch) -> None:
-    def broken(self, gradients, *_) -> None:
-        if fault == "does not compile":
-            raise RuntimeError("no such instruction\nand much more")
-        self.weights[0].add_(1e-3 if fault == "wrong" else float("nan"))
+    def broken(self, gradients, scale, numbers) -> None:
+        module._reference_step(self, gradients, scale, *numbers)
+        FAULTS[fault](self)
 
     monkeypatch.setattr(module, "unavailable_reason", lambda *_: None)
     monkeypatch.setattr(AdamWTensors, "_launch", broken)
     ours, optimizer, right, other = pair(device)
     give_gradients(0, ours, right)
-    with pytest.warns(RuntimeWarning, match="fails its self-check on .* and is not used") as caught:
+    with pytest.warns(RuntimeWarning, match="the AdamW kernel fails its self-check on .* and is not used") as caught:
         clipped_step(ours, optimizer)
     clipped_step(right, other)
     give_gradients(1, ours, right)
@@ -272,12 +278,12 @@ def test_a_kernel_that_is_right_is_trusted_without_a_word(device, monkeypatch) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(
-            is_trusted(torch.device(device), weight, gradient, is_scaled=is_scaled)
+            is_usable(torch.device(device), weight, gradient, is_scaled=is_scaled)
             for weight in DTYPES
             for gradient in DTYPES
             for is_scaled in (False, True)
         )
-        assert not is_trusted(torch.device("meta"), torch.float64, torch.float64, is_scaled=False)
+        assert not is_usable(torch.device("meta"), torch.float64, torch.float64, is_scaled=False)
 
 
 @pytest.mark.gpu

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,15 +169,14 @@ def launch_one_tile_wrong(logits: torch.Tensor, *tensors: Any, **how: Any) -> No
     logits[:, 4096:8192] *= 1.5
 
 
+def launch_wrong_beside_targets(logits: torch.Tensor, targets: torch.Tensor, *others: Any, **how: Any) -> None:
+    launch(logits, targets, *others, **how)
+    target_da = logits.gather(1, targets[:, None])
+    logits.mul_(1.1).scatter_(1, targets[:, None], target_da)
+
+
 def launch_broken(*_: Any, **__: Any) -> None:
     raise RuntimeError("PassManager::run failed\nmore")
-
-
-@pytest.fixture
-def _forgets_checks() -> Iterator[None]:
-    module._hopper_is_trusted.cache_clear()
-    yield
-    module._hopper_is_trusted.cache_clear()
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, kernel: Any, V: int = 20_001, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -190,7 +188,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, kernel: Any, V: int = 20_001, dtype:
     return [module._launcher(torch.device("cpu"), dtype, V, is_capped) for is_capped in (False, True)]
 
 
-@pytest.mark.usefixtures("_forgets_checks")
+@pytest.mark.usefixtures("forgets_checks")
 def test_a_right_kernel_is_taken_for_vocabularies_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernel(*tensors: Any, **how: Any) -> None:
         launch(*tensors, **how)
@@ -201,16 +199,22 @@ def test_a_right_kernel_is_taken_for_vocabularies_in_its_range(monkeypatch: pyte
     assert choose(monkeypatch, kernel, dtype=torch.float32) == [launch] * 2
 
 
-@pytest.mark.usefixtures("_forgets_checks")
+@pytest.mark.usefixtures("forgets_checks")
 @pytest.mark.parametrize(
     ("kernel", "problem"),
-    [(launch_one_tile_wrong, "it is off by .*, 0.2"), (launch_broken, "RuntimeError: PassManager::run failed")],
+    [
+        (launch_one_tile_wrong, "it is off by .*, 0.2"),
+        (launch_wrong_beside_targets, "it is off by 0, 0, 0.1,"),
+        (launch_broken, "RuntimeError: PassManager::run failed"),
+    ],
 )
 def test_a_kernel_that_fails_its_self_check_is_not_taken(
     kernel: Any, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.warns(RuntimeWarning, match=f"Hopper cross-entropy kernel .* is not used: {problem}"):
+    with pytest.warns(RuntimeWarning, match=f"Hopper cross-entropy kernel .* is not used: {problem}") as caught:
         assert choose(monkeypatch, kernel) == [launch] * 2
+    assert len(caught) == 2
+    assert choose(monkeypatch, kernel) == [launch] * 2  # without another warning, which would be an error
 
 
 def test_without_a_hopper_gpu_it_is_not_asked_for() -> None:

@@ -171,7 +171,7 @@ def test_heads_without_a_kernel_that_is_right_are_turned_by_the_definition(
     norm: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(module, monkeypatch, forward=reference_qk_norm_rope)
-    monkeypatch.setattr(module, "is_trusted", lambda *_: False)
+    monkeypatch.setattr(module, "is_trusted", lambda *_, **__: False)
     inputs, angles = draw((2, 5, 3, 1, 8), torch.float32, device)
     wide = [x.double() for x in inputs], tuple(x.double() for x in angles)
     assert_near(run(qk_norm_rope, inputs, angles, norm=norm), run(reference_qk_norm_rope, *wide, norm=norm))

@@ -1,15 +1,10 @@
 """SwiGLU, SiLU and squared ReLU against float64: PyTorch's steps, and the kernels in Triton's interpreter."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn, stand_in
-from torch import Tensor
 
-from lfs_cli.kernels import operation
 from lfs_cli.kernels import swiglu as module
-from lfs_cli.kernels.operation import is_trusted
 from lfs_cli.kernels.swiglu import reference_activation, relu2, silu, swiglu, unavailable
 
 KINDS = {"swiglu": swiglu, "silu": silu, "relu2": relu2}
@@ -95,28 +90,3 @@ def test_kernels_that_are_right_are_used_without_a_word(
     launched = stand_in(module, monkeypatch, forward=reference_activation)
     differentiate(KINDS[kind], [randn(3, 14, dtype=dtype, device=device)])
     assert launched == ["forward", "backward"] * 2  # the check, then the call
-
-
-@pytest.mark.parametrize("is_capturing", [False, True])
-def test_nothing_is_checked_while_a_graph_is_recorded(is_capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing)
-    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, is_cuda=True)
-    compared = []
-
-    def compare() -> list[tuple[Tensor, Tensor]]:
-        compared.append(1)
-        return []
-
-    monkeypatch.setattr(operation, "_verdicts", {})
-    assert all(is_trusted("made-up", x, (), compare) for _ in range(2))
-    assert len(compared) == (0 if is_capturing else 1)
-
-
-def test_no_memory_for_a_check_is_not_a_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compare() -> list[tuple[Tensor, Tensor]]:
-        raise torch.OutOfMemoryError("40 GiB")
-
-    monkeypatch.setattr(operation, "_verdicts", {})
-    with pytest.raises(torch.OutOfMemoryError):
-        is_trusted("made-up", torch.ones(1), (), compare)
-    assert not operation._verdicts
