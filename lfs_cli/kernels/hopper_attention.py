@@ -106,10 +106,7 @@ REGISTERS = {2: Registers(240, 24, 168), 3: Registers(160, 32, 128)}
 SHORT = ForwardTile(2, 128, 2)
 LONG = ForwardTile(3, 128, 2)
 LONG_FROM = 4096  # queries
-OWN_PROGRAMS_FROM = 4096
-"""Queries that may see a tile of backward from which each tile is a program of its own, and the GPU deals them out: its
-beginning and end do not count beside it. At 16,384 of D = 64 that was 1 % faster, at 8,192 of D = 128 1 % slower."""
-BACKWARD = {64: BackwardTile(3, 1, True, 2), 128: BackwardTile(2, 0, False, 1)}
+BACKWARD = {64: BackwardTile(3, 1, True, 2), 128: BackwardTile(2, 1, False, 1)}
 
 
 def unavailable_reason(
@@ -277,7 +274,7 @@ def backward(
     """Return dq, dk and dv, in new tensors or in those given, whose rows begin at multiples of 16 bytes.
 
     With ``turn``, cos and sin (T, D / 2) of `rope.py`, dq is that of queries before they were turned; dk is as ever.
-    With fewer ``programs`` than there are tiles, each works on several.
+    With fewer ``programs`` than the GPU has processors, each works on more tiles.
     """
     from lfs_cli.kernels.hopper_backward import backward as kernel
 
@@ -290,10 +287,7 @@ def backward(
     blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
-    tiles = B * G * -(-S // 128)
-    if programs is None:
-        programs = _processors(device) if T * (H // G) < OWN_PROGRAMS_FROM else tiles
-    programs = min(programs, tiles)
+    programs = min(programs or _processors(device), B * G * -(-S // 128))
     section = _section(1, 4 * T * (H // G), D)  # q, do, a sum of dq as large as both, and room for what is read once
     order = _backward_order(T, S, B * G, section, H // G, causal, programs, device)
     if torch.cuda.is_current_stream_capturing():

@@ -5,8 +5,8 @@ The math is that of `flash_attention.py`, the way of working that of `hopper_for
 Sources: Shah et al., "FlashAttention-3", 2024 (arXiv:2407.08608), section 3 and algorithm 3 of its appendix.
          The tile, 64 queries by 128 keys, is the one of Dao-AILab/flash-attention for D = 128.
 
-A program takes one tile after another, or a single long one: 128 keys of one key/value head, 64 for each of two
-warpgroups. It walks over all queries that see them, 64 at a time, head by head of the group:
+A program (one a processor) takes one tile after another: 128 keys of one key/value head, 64 for each of two warpgroups.
+It walks over all queries that see them, 64 at a time, head by head of the group:
 
     loader, 1 warp            copies k and v of each tile, and q, L, do and delta of each block of queries
     warpgroup c, 4 warps      dk and dv of keys 64 c to 64 c + 63, and half of dq
@@ -29,7 +29,8 @@ In turn, ds is read from shared memory once, not twice, and at D = 64, where tha
 columns keeps the tensor cores busy, as one of 32 does not. At D = 128 there are not enough registers for it.
 
 Waiting keeps both warpgroups in step, and then neither multiplies while both take exponentials. With `LAG` = 1, dq is
-that of the block of queries before, whose ds has long been there, and they may drift apart.
+that of the block of queries before, whose ds has long been there, and they may drift apart. Where each computes half of
+dq, dv is begun before dp is awaited too, so that a product is under way beside all that is computed.
 
 With `IN_REGISTERS`, k and v are read from shared memory once, not for each block: at D = 64 shared memory is the limit,
 at D = 128 registers are.
@@ -140,6 +141,9 @@ class Work:
 
     In turn, each looks at every other block, but at i - 1 - LAG where the buffer held a block of the other one, which
     is then done with its blocks up to i - 2 - 3 LAG: 2 + 3 LAG buffers are enough.
+
+    No barrier says that a buffer of k is empty either. A warpgroup says that it has read v, with `IN_REGISTERS` at the
+    beginning of a tile, when it is done with the dq of the tile before: two buffers of k are enough, else one.
     """
 
     q_desc: tma.tensor_descriptor
@@ -156,7 +160,6 @@ class Work:
     k: gl.shared_memory_descriptor
     v: gl.shared_memory_descriptor
     kv_full: gl.shared_memory_descriptor
-    k_empty: gl.shared_memory_descriptor
     v_empty: gl.shared_memory_descriptor
     ds: gl.shared_memory_descriptor
     ds_full: gl.shared_memory_descriptor
@@ -204,7 +207,6 @@ def _load(work):
         b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
         n = turn - first
         full = work.kv_full.index(_buffer(n, work.K_BUFFERS))
-        mbarrier.wait(work.k_empty.index(_buffer(n, work.K_BUFFERS)), _phase(n, work.K_BUFFERS) ^ 1)
         mbarrier.wait(work.v_empty.index(0), (n & 1) ^ 1)
         mbarrier.expect(full, work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
         load_tile(work.k_desc, [b, s_start, g, 0], full, work.k.index(_buffer(n, work.K_BUFFERS)))
@@ -256,14 +258,17 @@ def _masked(work, s_start, t_first, blocks):
 
 
 @gluon.jit
-def _mask(p, t_start, s_start, work):
-    """The p of a transposed tile, with 0 where query t does not see key s."""
-    s = s_start + gl.arange(0, 64, gl.SliceLayout(1, work.SCORES))
-    t = t_start + gl.arange(0, 64, gl.SliceLayout(0, work.SCORES))
-    visible = s[:, None] < work.S
-    if work.CAUSAL:
-        visible = visible & (s[:, None] <= (t + (work.S - work.T))[None, :])
-    return gl.where(visible, p, 0.0)
+def _probabilities(score, L, t_start, s_start, clear, work):
+    """The p of a transposed tile: exp(scale q.k - L), and 0 where query t does not see key s, before query `clear`."""
+    p = gl.exp2(score * work.scale_log2 - L[None, :])
+    if t_start < clear:
+        s = s_start + gl.arange(0, 64, gl.SliceLayout(1, work.SCORES))
+        t = t_start + gl.arange(0, 64, gl.SliceLayout(0, work.SCORES))
+        visible = s[:, None] < work.S
+        if work.CAUSAL:
+            visible = visible & (s[:, None] <= (t + (work.S - work.T))[None, :])
+        p = gl.where(visible, p, 0.0)
+    return p
 
 
 @gluon.jit
@@ -278,12 +283,13 @@ def _give_dq(work, dq, is_any, C: gl.constexpr):
 @gluon.jit
 def _give_last_dq(work, k_of_dq, no_dq, j, C: gl.constexpr):
     """With a lag, the dq of a tile's last block, when all else of the tile is done."""
-    buffer = _buffer(j, work.DS_BUFFERS)
-    mbarrier.wait(work.ds_full.index(buffer), _phase(j, work.DS_BUFFERS))
-    dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
-    mbarrier.wait(work.dq_empty.index(C), ((j // work.AT_ONCE) & 1) ^ 1)
-    dq = warpgroup_mma_wait(0, deps=[dq])
-    _give_dq(work, dq, True, C)
+    if work.LAG == 1 and (work.AT_ONCE == 1 or C == 1):
+        buffer = _buffer(j, work.DS_BUFFERS)
+        mbarrier.wait(work.ds_full.index(buffer), _phase(j, work.DS_BUFFERS))
+        dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
+        mbarrier.wait(work.dq_empty.index(C), ((j // work.AT_ONCE) & 1) ^ 1)
+        dq = warpgroup_mma_wait(0, deps=[dq])
+        _give_dq(work, dq, True, C)
 
 
 @gluon.jit
@@ -355,26 +361,28 @@ def _differentiate(work, C: gl.constexpr):
                     dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
                     L = work.q.numbers.index(_buffer(i, work.q.STAGES)).load(COLUMNS)
                     score = warpgroup_mma_wait(1, deps=[score])
-                    p = gl.exp2(score * work.scale_log2 - L[None, :])
-                    if t_start < clear:
-                        p = _mask(p, t_start, s_start + 64 * C, work)
+                    p = _probabilities(score, L, t_start, s_start + 64 * C, clear, work)
                     t_start += 64
                     p_half = gl.convert_layout(p.to(dtype), FACTOR)
-                    dp = warpgroup_mma_wait(0, deps=[dp])
+                    if AT_ONCE == 1:  # dv beside what is done with dp
+                        dv = warpgroup_mma(p_half, do, dv, is_async=True)
+                        dp = warpgroup_mma_wait(1, deps=[dp])
+                    else:
+                        dp = warpgroup_mma_wait(0, deps=[dp])
                     delta = work.do.numbers.index(_buffer(i, work.do.STAGES)).load(COLUMNS)
                     ds = (p * (dp - delta[None, :])).to(dtype)
-                    dv = warpgroup_mma(p_half, do, dv, is_async=True)
+                    if AT_ONCE == 2:
+                        dv = warpgroup_mma(p_half, do, dv, is_async=True)
                     ds_half = gl.convert_layout(ds, FACTOR)
                     work.ds.index(_buffer(i, BUFFERS)).slice(64 * C, 64, 0).store(ds)
                     fence_async_shared()
                     mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)
 
                     j = i - LAG  # the block of queries whose dq this is
-                    is_ours = (LAG == 0) | (
-                        j >= base
-                    )  # else of the tile before: the product is of no use, and not used
-                    buffer = _buffer(j + LAG * BUFFERS, BUFFERS)  # no number is negative
-                    phase = _phase(j + LAG * BUFFERS, BUFFERS) ^ LAG
+                    # Else of the tile before: the product is of no use, and not used
+                    is_ours = (LAG == 0) | (j >= base)
+                    buffer = _buffer(j + BUFFERS, BUFFERS)  # no number is negative
+                    phase = _phase(j, BUFFERS)
                     if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
                         dk = warpgroup_mma(ds_half, q, dk, is_async=True)
                         mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)
@@ -408,9 +416,7 @@ def _differentiate(work, C: gl.constexpr):
                         dk = warpgroup_mma_wait(0, deps=[dk])
                         work.q.release(i)
         base += work.GROUP * blocks
-        if LAG == 1 and (AT_ONCE == 1 or C == 1):
-            _give_last_dq(work, k_of_dq, no_dq, base - 1, C)
-        mbarrier.arrive(work.k_empty.index(_buffer(n, work.K_BUFFERS)), count=1)
+        _give_last_dq(work, k_of_dq, no_dq, base - 1, C)
         _give_dk_and_dv(work, dk, dv, [b, s_start + 64 * C, g, 0], base, C)
     tma.store_wait(0)
 
@@ -473,7 +479,6 @@ def backward(
         k,
         v,
         make_barriers(K_BUFFERS, 1),
-        make_barriers(K_BUFFERS, 2),
         make_barriers(1, 2),
         ds,
         make_barriers(DS_BUFFERS, 2),
