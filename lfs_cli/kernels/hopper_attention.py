@@ -36,23 +36,35 @@ The same on one H200, 2026-11-29, in one run each, back to back, milliseconds:
     D = 128    dq before dk                                                              5.42 beside 5.27
     D = 128    in turn                                                                   ptxas puts products in a row
 
-Then programs of backward stayed for tile after tile, and forward began a tile beside the end of the one before. In one
-run with the kernels of before, H200, 2026-11-29, milliseconds of forward and backward:
+Then programs of backward stayed for tile after tile, forward began a tile beside the end of the one before, and
+registers were freed, so that at D = 128 too there is room for the dq of the block before, and for a dv that is begun
+before dp is awaited. One H200, 2026-11-29, milliseconds, each line beside what is kept, in the same run:
 
-    B, H, T, D           now              before
-    1, 16, 16384, 64     1.07, 2.57       1.04, 2.51
-    8, 16, 2048, 64      0.194, 0.434     0.199, 0.482
-    32, 12, 1024, 64     0.171, 0.410     0.183, 0.472
-    2, 16, 8192, 128     0.81, 2.37       0.82, 2.48
-    1, 16, 16384, 128    1.58, 4.63       1.59, 4.64
-    8, 16, 2048, 128     0.249, 0.765     0.259, 0.830
+    A 1, 16, 16384, 64    B 8, 16, 2048, 64     C 32, 12, 1024, 64
+    D 2, 16, 8192, 128    E 1, 16, 16384, 128   F 8, 16, 2048, 128
 
-    forward, three warpgroups: each tile begun after the end of the one before           1.15 beside 1.07
-    forward, 8, 16, 2048, 64: three blocks in flight, not two                            0.193 beside 0.193
-    backward, 8, 16, 2048, 64: heads in sections of 1, 2, 4, 8 and 16            0.454, 0.448, 0.448, 0.435, 0.436
-    the same: a buffer of dq given back as soon as it is added, not with the other's     0.439 beside 0.433
-    backward, 1, 16, 16384, 64: before registers were freed for D = 128 (mask, buffers)  2.50 beside 2.57 to 2.61
-    backward, 1, 16, 16384, 128: the same                                                4.83 beside 4.63, which is kept
+    backward                                               A       B       C         kept
+    the phase of ds told from a number that is never < 0   2.64    0.438   0.412     2.54    0.428   0.406
+    a program for each tile, dealt out by the GPU          2.52    0.479   0.481     2.49    0.433   0.407
+    dv begun before dp is awaited                          2.55    0.432   0.408     2.49    0.428   0.407
+    dq of the block before begun beside the scores         2.63    0.446   0.422     2.54    0.428   0.406
+    the mask asked for in each block, not counted          2.58    0.436   0.411     2.54    0.428   0.406
+    heads in sections of 1, 2, 4, 8 (as B has) and 16      B: 0.454, 0.448, 0.448, 0.435, 0.436
+
+                                                           D       E       F         kept
+    no lag                                                 2.46    4.92    0.762     2.34    4.61    0.752
+    dv begun after dp is awaited                           2.33    4.58    0.749     2.31    4.58    0.746
+    dq before dk                                           2.36    4.66    0.754     2.31    4.58    0.746
+    k or v in registers                                    41 and 54 spilled accesses, and products in a row
+
+    forward                                                A       B       C         kept
+    each tile begun after the end of the one before        1.07    0.199   0.183     1.10    0.194   0.171
+    every 8th exponential by a polynomial                  1.19    0.193   0.170     1.10    0.193   0.170
+    three warpgroups                                               0.197   0.199             0.193   0.170
+    three blocks in flight                                 1.10    0.192   0.170     1.10    0.193   0.170
+    tiles that cost one block more, not two, when dealt    1.10    0.194   0.170     1.10    0.193   0.170
+
+The order of a few instructions moves forward by 2 %: 1 / l or a division, t_start + row or t, i & 1 or i % 2.
 """
 
 import heapq
