@@ -15,8 +15,8 @@ Calibrated on one H100 80GB (SXM), 2026-11, torch 2.11: on matrix products of a 
 dimension 768, and 798 for 8192), the attention kernels of lfs alone (0.18 and 0.52 ms for 32 x 12 heads of 64 channels
 and 1024 positions) and a copy (3.0 TB/s); for the host on config.json without graphs (14.2 ms a step, one H200). Other
 GPUs are scaled from it by their data sheets. Compared with whole steps of one H200, 2026-11-29, torch 2.11, which had
-no part in this but for that one: gpt2_small.json with 32 sequences took 60.6 ms, of which 57.0 are foreseen;
-config.json 9.8 and 10.2; speedrun.json 109.6 and 99.0. Elsewhere no step was compared, and the precision is not known.
+no part in this but for that one: gpt2_small.json with 32 sequences took 55.4 ms, and 56.2 are foreseen; config.json
+9.0 and 10.1; speedrun.json 56.4 and 54.2. Elsewhere no step was compared, and the precision is not known.
 """
 
 from collections.abc import Callable
