@@ -55,22 +55,7 @@ from lfs_cli.kernels.gluon_compatibility import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-
-
-@gluon.jit
-def _buffer(i, BUFFERS: gl.constexpr):
-    """Which of the buffers has the i-th tile. Of two by a bit: a signed remainder takes registers."""
-    if BUFFERS == 2:
-        return i & 1
-    return i % BUFFERS
-
-
-@gluon.jit
-def _phase(i, BUFFERS: gl.constexpr):
-    """The phase of that buffer's barriers: even or odd, as it has had another tile before."""
-    if BUFFERS == 2:
-        return (i >> 1) & 1
-    return (i // BUFFERS) & 1
+from lfs_cli.kernels.hopper_buffers import buffer_of, phase_of
 
 
 @aggregate
@@ -86,9 +71,9 @@ class Ring:
     @gluon.jit
     def load(self, i, descriptor, place, number_descriptor, number_place):
         """Start to copy the i-th block as soon as its buffer is empty."""
-        stage = _buffer(i, self.STAGES)
+        stage = buffer_of(i, self.STAGES)
         full = self.full.index(stage)
-        mbarrier.wait(self.empty.index(stage), _phase(i, self.STAGES) ^ 1)
+        mbarrier.wait(self.empty.index(stage), phase_of(i, self.STAGES) ^ 1)
         mbarrier.expect(full, descriptor.block_type.nbytes + number_descriptor.block_type.nbytes)
         load_tile(descriptor, place, full, self.tiles.index(stage))
         load_tile(number_descriptor, number_place, full, self.numbers.index(stage))
@@ -96,17 +81,17 @@ class Ring:
     @gluon.jit
     def await_full(self, i):
         """Wait until the i-th block is there."""
-        mbarrier.wait(self.full.index(_buffer(i, self.STAGES)), _phase(i, self.STAGES))
+        mbarrier.wait(self.full.index(buffer_of(i, self.STAGES)), phase_of(i, self.STAGES))
 
     @gluon.jit
     def tile(self, i, ROWS: gl.constexpr, D: gl.constexpr):
         """The tile of the i-th block, as a matrix."""
-        return self.tiles.index(_buffer(i, self.STAGES)).reshape([ROWS, D])
+        return self.tiles.index(buffer_of(i, self.STAGES)).reshape([ROWS, D])
 
     @gluon.jit
     def release(self, i):
         """Say that this warpgroup has read the i-th block."""
-        mbarrier.arrive(self.empty.index(_buffer(i, self.STAGES)), count=1)
+        mbarrier.arrive(self.empty.index(buffer_of(i, self.STAGES)), count=1)
 
 
 @gluon.jit
@@ -206,10 +191,10 @@ def _load(work):
     for turn in range(first, stop):
         b, g, s_start, t_first, blocks = work.place(gl.load(work.order_ptr + turn))
         n = turn - first
-        full = work.kv_full.index(_buffer(n, work.K_BUFFERS))
+        full = work.kv_full.index(buffer_of(n, work.K_BUFFERS))
         mbarrier.wait(work.v_empty.index(0), (n & 1) ^ 1)
         mbarrier.expect(full, work.k_desc.block_type.nbytes + 2 * work.v_desc.block_type.nbytes)
-        load_tile(work.k_desc, [b, s_start, g, 0], full, work.k.index(_buffer(n, work.K_BUFFERS)))
+        load_tile(work.k_desc, [b, s_start, g, 0], full, work.k.index(buffer_of(n, work.K_BUFFERS)))
         for c in gl.static_range(2):
             load_tile(work.v_desc, [b, s_start + 64 * c, g, 0], full, work.v.index(c))
         for member in range(work.GROUP):
@@ -284,8 +269,8 @@ def _give_dq(work, dq, is_any, C: gl.constexpr):
 def _give_last_dq(work, k_of_dq, no_dq, j, C: gl.constexpr):
     """With a lag, the dq of a tile's last block, when all else of the tile is done."""
     if work.LAG == 1 and (work.AT_ONCE == 1 or C == 1):
-        buffer = _buffer(j, work.DS_BUFFERS)
-        mbarrier.wait(work.ds_full.index(buffer), _phase(j, work.DS_BUFFERS))
+        buffer = buffer_of(j, work.DS_BUFFERS)
+        mbarrier.wait(work.ds_full.index(buffer), phase_of(j, work.DS_BUFFERS))
         dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
         mbarrier.wait(work.dq_empty.index(C), ((j // work.AT_ONCE) & 1) ^ 1)
         dq = warpgroup_mma_wait(0, deps=[dq])
@@ -336,11 +321,11 @@ def _differentiate(work, C: gl.constexpr):
         dk = gl.zeros([64, D], gl.float32, SUMS)
         dv = gl.zeros([64, D], gl.float32, SUMS)
         n = turn - first
-        keys = work.k.index(_buffer(n, work.K_BUFFERS)).reshape([128, D])
+        keys = work.k.index(buffer_of(n, work.K_BUFFERS)).reshape([128, D])
         k_of_dq = keys.slice(D // 2 * C * (2 - AT_ONCE), WIDTH, 1)
         k = keys.slice(64 * C, 64, 0)
         v = work.v.index(C).reshape([64, D])
-        mbarrier.wait(work.kv_full.index(_buffer(n, work.K_BUFFERS)), _phase(n, work.K_BUFFERS))
+        mbarrier.wait(work.kv_full.index(buffer_of(n, work.K_BUFFERS)), phase_of(n, work.K_BUFFERS))
         if work.IN_REGISTERS:
             k = k.load(gl.DotOperandLayout(0, SCORES, 2))
             v = v.load(gl.DotOperandLayout(0, SCORES, 2))
@@ -359,7 +344,7 @@ def _differentiate(work, C: gl.constexpr):
                     score = warpgroup_mma(k, q.permute((1, 0)), no_score, use_acc=False, is_async=True)
                     work.do.await_full(i)
                     dp = warpgroup_mma(v, do.permute((1, 0)), no_score, use_acc=False, is_async=True)
-                    L = work.q.numbers.index(_buffer(i, work.q.STAGES)).load(COLUMNS)
+                    L = work.q.numbers.index(buffer_of(i, work.q.STAGES)).load(COLUMNS)
                     score = warpgroup_mma_wait(1, deps=[score])
                     p = _probabilities(score, L, t_start, s_start + 64 * C, clear, work)
                     t_start += 64
@@ -369,20 +354,20 @@ def _differentiate(work, C: gl.constexpr):
                         dp = warpgroup_mma_wait(1, deps=[dp])
                     else:
                         dp = warpgroup_mma_wait(0, deps=[dp])
-                    delta = work.do.numbers.index(_buffer(i, work.do.STAGES)).load(COLUMNS)
+                    delta = work.do.numbers.index(buffer_of(i, work.do.STAGES)).load(COLUMNS)
                     ds = (p * (dp - delta[None, :])).to(dtype)
                     if AT_ONCE == 2:
                         dv = warpgroup_mma(p_half, do, dv, is_async=True)
                     ds_half = gl.convert_layout(ds, FACTOR)
-                    work.ds.index(_buffer(i, BUFFERS)).slice(64 * C, 64, 0).store(ds)
+                    work.ds.index(buffer_of(i, BUFFERS)).slice(64 * C, 64, 0).store(ds)
                     fence_async_shared()
-                    mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)
+                    mbarrier.arrive(work.ds_full.index(buffer_of(i, BUFFERS)), count=1)
 
                     j = i - LAG  # the block of queries whose dq this is
                     # Else of the tile before: the product is of no use, and not used
                     is_ours = (LAG == 0) | (j >= base)
-                    buffer = _buffer(j + BUFFERS, BUFFERS)  # no number is negative
-                    phase = _phase(j, BUFFERS)
+                    buffer = buffer_of(j + BUFFERS, BUFFERS)  # no number is negative
+                    phase = phase_of(j, BUFFERS)
                     if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
                         dk = warpgroup_mma(ds_half, q, dk, is_async=True)
                         mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)

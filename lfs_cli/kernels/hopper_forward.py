@@ -50,33 +50,15 @@ from lfs_cli.kernels.gluon_compatibility import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from lfs_cli.kernels.hopper_buffers import buffer_of, phase_of
 
 LN_2 = gl.constexpr(0.6931471805599453)
 LEAST = gl.constexpr(-1e30)
 
 
-@gluon.jit
-def _buffer(i, BUFFERS: gl.constexpr):
-    """Which of the buffers has the i-th tile. Of two by a bit: a signed remainder takes registers."""
-    if BUFFERS == 2:
-        return i & 1
-    return i % BUFFERS
-
-
-@gluon.jit
-def _phase(i, BUFFERS: gl.constexpr):
-    """The phase of that buffer's barriers: even or odd, as it has had another tile before."""
-    if BUFFERS == 2:
-        return (i >> 1) & 1
-    return (i // BUFFERS) & 1
-
-
 @aggregate
 class Ring:
-    """STAGES buffers in shared memory that are filled and emptied in turn.
-
-    The i-th tile lies in buffer i % STAGES, and the buffer's barriers are in their (i // STAGES)-th phase.
-    """
+    """STAGES buffers in shared memory that are filled and emptied in turn."""
 
     tiles: gl.shared_memory_descriptor
     full: gl.shared_memory_descriptor
@@ -86,25 +68,25 @@ class Ring:
     @gluon.jit
     def load(self, i, descriptor, place):
         """Start to copy the i-th tile as soon as its buffer is empty."""
-        stage = _buffer(i, self.STAGES)
-        mbarrier.wait(self.empty.index(stage), _phase(i, self.STAGES) ^ 1)
+        stage = buffer_of(i, self.STAGES)
+        mbarrier.wait(self.empty.index(stage), phase_of(i, self.STAGES) ^ 1)
         mbarrier.expect(self.full.index(stage), descriptor.block_type.nbytes)
         load_tile(descriptor, place, self.full.index(stage), self.tiles.index(stage))
 
     @gluon.jit
     def await_full(self, i, pred=True):
         """Wait until the i-th tile is there."""
-        mbarrier.wait(self.full.index(_buffer(i, self.STAGES)), _phase(i, self.STAGES), pred=pred)
+        mbarrier.wait(self.full.index(buffer_of(i, self.STAGES)), phase_of(i, self.STAGES), pred=pred)
 
     @gluon.jit
     def tile(self, i, ROWS: gl.constexpr, D: gl.constexpr):
         """The buffer of the i-th tile, as a matrix."""
-        return self.tiles.index(_buffer(i, self.STAGES)).reshape([ROWS, D])
+        return self.tiles.index(buffer_of(i, self.STAGES)).reshape([ROWS, D])
 
     @gluon.jit
     def release(self, i):
         """Say that this warpgroup has read the i-th tile."""
-        mbarrier.arrive(self.empty.index(_buffer(i, self.STAGES)), count=1)
+        mbarrier.arrive(self.empty.index(buffer_of(i, self.STAGES)), count=1)
 
 
 @gluon.jit

@@ -224,13 +224,13 @@ BREAKS = {  # how the backward kernel could be broken, and what takes the place 
         "pass\n",
     ),
     "ds is stored without a fence": (
-        "fence_async_shared()\n                    mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)\n",
-        "mbarrier.arrive(work.ds_full.index(_buffer(i, BUFFERS)), count=1)\n",
+        "fence_async_shared()\n                    mbarrier.arrive(work.ds_full",
+        "mbarrier.arrive(work.ds_full",
     ),
     "do is never released": ("work.do.release(i)\n", "pass\n"),
     "dq is overwritten while it is added": ("& 1) ^ 1, pred=is_ours)", "& 1) ^ 1, pred=False)"),
     "too few buffers of ds": ("2 + (1 + AT_ONCE) * LAG", "1 + LAG"),
-    "the wrong phase of ds": ("phase = _phase(j, BUFFERS)\n", "phase = _phase(j, BUFFERS) ^ 1\n"),
+    "the wrong phase of ds": ("phase = phase_of(j, BUFFERS)\n", "phase = phase_of(j, BUFFERS) ^ 1\n"),
     "keys have too few buffers": (
         "K_BUFFERS: gl.constexpr = 2 if IN_REGISTERS",
         "K_BUFFERS: gl.constexpr = 1 if IN_REGISTERS",
