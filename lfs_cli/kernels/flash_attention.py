@@ -44,10 +44,6 @@ TURNED = "turned backward"
 TURNING = ("hopper",)
 """Those that turn the gradient of queries back where they round it, one pass over it less."""
 
-CHECKED_BY = {"hopper": {"programs": 1}}
-"""What the self-check asks of an implementation besides: here one program for all tiles, so that it goes from one to
-the next, as it does in large cases."""
-
 UNORDERED = "its gradients are summed in no fixed order, and deterministic ones are asked for"
 
 CHECKED_LENGTH = 256
@@ -58,7 +54,8 @@ LARGEST_ERROR = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 order. A forgotten mask, scale or block is off by far more."""
 
 _verdicts: dict[tuple[Any, ...], str | None] = {}
-"""What the self-check found: (step, implementation, device, type, D) -> what is wrong, or None."""
+"""What the self-check found: (step, implementation, device, type, and what else makes it another kernel) -> what is
+wrong, or None."""
 
 
 def choose(
@@ -131,11 +128,19 @@ def _module(name: str) -> Any:
 def _refusal(step: str, name: str, q: Tensor, k: Tensor, v: Tensor, how: dict[str, Any]) -> str | None:
     """Why this implementation is not to be used, as far as shapes and earlier checks tell; None if it is."""
     reason = _module(name).unavailable_reason(q, k, v, **how)
-    return reason or _verdicts.get(_key(step, name, q))
+    return reason or _verdicts.get(_key(step, name, q, k, how))
 
 
-def _key(step: str, name: str, q: Tensor) -> tuple[Any, ...]:
-    return step, name, q.device, q.dtype, q.shape[-1]
+def _key(step: str, name: str, q: Tensor, k: Tensor, how: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one kernel from another: options are compiled in by whether they are there, not by their numbers."""
+    (H, D), G = q.shape[2:], k.shape[2]
+    options = [x is not None and x is not False for x in how.values()]
+    return step, name, q.device, q.dtype, D, H // G, *options, *_asked_of(step, name, q, how).values()
+
+
+def _asked_of(step: str, name: str, q: Tensor, how: dict[str, Any]) -> dict[str, Any]:
+    """What a self-check asks of an implementation besides, so that few rows run the kernel that those of q run."""
+    return _module(name).check_options(step, q, causal=how["causal"]) if name == "hopper" else {}
 
 
 def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deterministic: bool, how: dict) -> Any:
@@ -146,8 +151,9 @@ def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deter
         refusal = _refusal(step, name, q, k, v, mask)
         if step != "forward" and deterministic and name not in DETERMINISTIC:
             refusal = refusal or UNORDERED
-        if refusal is None and name != "reference" and _key(step, name, q) not in _verdicts and not _is_capturing(q):
-            refusal = _verdicts[_key(step, name, q)] = _self_check(step, name, q, k, how)
+        key = _key(step, name, q, k, mask)
+        if refusal is None and name != "reference" and key not in _verdicts and not _is_capturing(q):
+            refusal = _verdicts[key] = _self_check(step, name, q, k, how)
             warn_of_fault(f"{name} attention", q.device, refusal)
         if refusal is None:
             return _module(name)
@@ -174,6 +180,7 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
     options = _given(how | {"spans": None, "scale": D**-0.5})
     options |= {name: max(how[name], least) for name, least in (("window", 32), ("softcap", 1.0)) if name in options}
     kernel, reference = _module(name), _module("reference")
+    asked = _asked_of(step, name, q_BTHD, how)
     wide = [x.double() for x in (q, k, v)]
     exact = forward = reference.forward(*wide, **options)
     if step != "forward":
@@ -186,10 +193,10 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
 
     def errors() -> list[float]:
         if step == "forward":
-            ours = kernel.forward(q, k, v, **options, **CHECKED_BY.get(name, {}))
+            ours = kernel.forward(q, k, v, **options, **asked)
         else:
             o, L = forward[0].to(dtype), forward[1].float()
-            ours = kernel.backward(q, k, v, o, L, do, **options, **CHECKED_BY.get(name, {}))
+            ours = kernel.backward(q, k, v, o, L, do, **options, **asked)
         return relative_errors(ours, exact)
 
     fault = fault_of(errors, LARGEST_ERROR[dtype])

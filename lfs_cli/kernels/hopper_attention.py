@@ -362,6 +362,12 @@ def forward_tile(T: int, D: int, *, causal: bool) -> ForwardTile:
     return LONG if is_long and not triton.__version__.startswith("3.9") else SHORT
 
 
+def check_options(step: str, q_BTHD: Tensor, *, causal: bool) -> dict[str, Any]:
+    """Return what makes a step on few rows run the kernel that those of q run, and go from tile to tile as it does."""
+    forward = {"tile": forward_tile(q_BTHD.shape[1], q_BTHD.shape[3], causal=causal)} if step == "forward" else {}
+    return {"programs": 1} | forward
+
+
 def _is_aligned(x: Tensor) -> bool:
     """Whether rows are contiguous and begin at multiples of 16 bytes, as the copy engine asks. Memory blocks do."""
     return x.stride(3) == 1 and not any(n % 8 for n in (*x.stride()[:3], x.storage_offset()))

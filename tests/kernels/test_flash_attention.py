@@ -279,7 +279,7 @@ def test_the_mask_is_the_one_in_the_books() -> None:
 
 
 class MadeUp:
-    """A Hopper kernel: the definition, unless told otherwise, that counts its calls.
+    """A Hopper kernel: the definition, unless told otherwise, that counts its calls and the tiles it was asked for.
 
     Args:
         spoil: Given the name of a step and its results, returns others.
@@ -287,15 +287,17 @@ class MadeUp:
 
     def __init__(self, spoil: Callable[[str, tuple], tuple] = lambda step, results: results) -> None:
         self.calls: list[str] = []
+        self.tiles: list[object] = []
         self.spoil = spoil
 
     def unavailable_reason(self, q: Tensor, k: Tensor, v: Tensor, *, causal, window, softcap, documents) -> str | None:
         return "it has no windows" if window is not None else None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, programs: int | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, programs=None, tile=None
     ) -> tuple:
         self.calls.append(f"forward {q.shape[1]}")
+        self.tiles.append(tile)
         return self.spoil("forward", reference.forward(q, k, v, causal=causal, scale=scale))
 
     def backward(self, q, k, v, o, L, do, *, causal: bool, scale: float, programs=None, **into: Tensor) -> tuple:
@@ -358,6 +360,33 @@ def test_a_kernel_is_checked_once_for_each_step_type_and_head_dimension(hopper: 
     flash_attention(*(x.bfloat16() for x in inputs))
     flash_attention(*(x[..., :8] for x in inputs))
     assert kernel.calls[6:] == ["forward 64", "forward 21", "forward 64", "forward 21"]
+
+
+OTHER_KERNELS = {  # than that of SHAPE: changes of B, T, S, H, G, D, and options
+    "of more heads a group": ((2, 21, 21, 4, 1, 16), {}),
+    "that masks nothing": (SHAPE, {"causal": False}),
+    "that works in other tiles": ((2, 40, 40, *SHAPE[3:]), {}),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_KERNELS)
+def test_a_kernel_is_checked_again_where_it_is_another_one(
+    other: str, hopper: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = hopper_attention.SHORT, hopper_attention.LONG
+    monkeypatch.setattr(hopper_attention, "forward_tile", lambda T, D, *, causal: long if T > 30 else short)
+    kernel = hopper()
+    inputs, _ = draw(SHAPE, torch.float32, "cpu")
+    flash_attention(*inputs)
+    shape, options = OTHER_KERNELS[other]
+    others, _ = draw(shape, torch.float32, "cpu")
+    kernel.spoil = FAULTS["a wrong output"]
+    with pytest.warns(RuntimeWarning, match="not used: forward: it is off by"):
+        o = flash_attention(*others, **options)
+    assert_same([o], [reference_attention(*others, **options)])
+    assert choose(*inputs)[0] == "hopper"
+    assert kernel.calls == ["forward 64", "forward 21", "forward 64"]
+    assert kernel.tiles[2] == (long if shape[1] > 30 else short)
 
 
 FAULTS = {
@@ -429,7 +458,10 @@ def test_options_that_leave_no_gradient_do_not_disturb_the_check(
     step: str, option: dict[str, float], hopper: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(reference, step)
-    noisy = lambda *tensors, programs, **how: tuple(x + 1e-6 for x in real(*tensors, **how))  # noqa: E731  shorter so
+
+    def noisy(*tensors: Tensor, programs: int, tile: object = None, **how: Any) -> tuple[Tensor, ...]:
+        return tuple(x + 1e-6 for x in real(*tensors, **how))
+
     monkeypatch.setattr(hopper_attention, step, noisy)
     q, k, _ = draw(SHAPE, torch.float32, "cpu")[0]
     how = {"causal": True, "scale": 0.25, "window": None, "softcap": None, "spans": None} | option
