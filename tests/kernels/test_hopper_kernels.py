@@ -342,6 +342,26 @@ def test_every_tile_is_worked_on_once_and_the_work_is_shared(causal: bool, is_ba
     assert max(loads) - min(loads) <= max(steps) + 6  # beginnings and ends count too
 
 
+@pytest.mark.parametrize(
+    ("release", "T", "D", "causal", "warpgroups"),
+    [
+        ("3.6.0", 4096, 64, True, 3),
+        ("3.7.1", 4096, 64, True, 3),
+        ("3.6.0", 4095, 64, True, 2),
+        ("3.6.0", 4096, 128, True, 2),
+        ("3.6.0", 4096, 64, False, 2),
+        ("3.8.0", 4096, 64, True, 2),
+        ("3.9.0", 4096, 64, True, 2),
+        ("3.10.0", 4096, 64, True, 2),
+    ],
+)
+def test_three_warpgroups_are_taken_where_no_release_spills(
+    release: str, T: int, D: int, causal: bool, warpgroups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hopper.triton, "__version__", release, raising=False)
+    assert hopper.forward_tile(T, D, causal=causal).warpgroups == warpgroups
+
+
 @pytest.fixture(scope="module")
 def reports() -> list[dict[str, Any]]:
     """What the compiler says of the kernels, in a process of its own: in this one Triton may interpret."""
@@ -361,7 +381,7 @@ def test_the_compiler_serializes_nothing_and_spills_hardly_anything_in_a_loop(re
     assert len(reports) == 7
     for report in reports:
         assert report["warnings"] == [], report
-        # None with Triton 3.6; with 3.9 a few addresses, of two loops in a kernel
+        # None with Triton 3.6, 3.7 and 3.8; with 3.9 a few addresses, of two loops in a kernel
         assert report["spilled_in_loops"] <= 32, report
         assert report["shared"] <= 232_448, report
 
