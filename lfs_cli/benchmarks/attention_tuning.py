@@ -191,8 +191,8 @@ def _hopper_kernels(shape: Shape, tensors: Sequence[Tensor], how: dict[str, Any]
         return {"output": hopper_attention.forward(*tensors[:3], **how, tile=tile)[0]}
 
     def backward(choice: Choice) -> dict[str, Tensor]:
-        stages, lag, in_registers, at_once = choice
-        tile = hopper_attention.BackwardTile(stages, lag, bool(in_registers), at_once)
+        stages, in_registers, at_once = choice
+        tile = hopper_attention.BackwardTile(stages, bool(in_registers), at_once)
         return dict(zip(TENSORS[1:], hopper_attention.backward(*tensors, **how, tile=tile), strict=True))
 
     start = hopper_attention.forward_tile(shape.seq, shape.head_dim, causal=shape.causal)
@@ -210,7 +210,7 @@ def _hopper_kernels(shape: Shape, tensors: Sequence[Tensor], how: dict[str, Any]
         kernel="hopper backward",
         bucket={"head_dim": shape.head_dim},
         names=start._fields,
-        ladders=((1, 2, 3, 4), (0, 1), (0, 1), (1, 2)),
+        ladders=((1, 2, 3, 4), (0, 1), (1, 2)),
         start=tuple(map(int, start)),
         kind="backward",
         run=backward,

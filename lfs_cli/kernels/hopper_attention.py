@@ -20,7 +20,7 @@ each column is a run of its own, on cards that differ by up to 6 %:
 
 Backward at 1, 16, 16384, D, what was tried beside what was kept, in one run each:
 
-    D = 64     dq of this block, not of the one before (LAG)                             453 beside 515, which is kept
+    D = 64     dq of this block, not of the one before                                   453 beside 515, which is kept
     D = 128    dq of the block before                                                    488 beside 552
     D = 64     k and v read from shared memory for each block of queries                 460 beside 475, which is kept
     D = 64     dq added from registers (red.global.add.v2.f32), not by the copy engine   407 beside 475
@@ -52,7 +52,7 @@ before dp is awaited. One H200, 2026-11-29, milliseconds, each line beside what 
     heads in sections of 1, 2, 4, 8 (as B has) and 16      B: 0.454, 0.448, 0.448, 0.435, 0.436
 
                                                            D       E       F         kept
-    no lag                                                 2.46    4.92    0.762     2.34    4.61    0.752
+    dq of this block, not of the one before                2.46    4.92    0.762     2.34    4.61    0.752
     dv begun after dp is awaited                           2.33    4.58    0.749     2.31    4.58    0.746
     dq before dk                                           2.36    4.66    0.754     2.31    4.58    0.746
     k or v in registers                                    41 and 54 spilled accesses, and products in a row
@@ -97,7 +97,6 @@ class BackwardTile(NamedTuple):
     """How backward works: blocks of queries in flight, and the switches of `hopper_backward.py`."""
 
     stages: int
-    lag: int
     in_registers: bool
     at_once: int
 
@@ -119,7 +118,7 @@ SHORT = ForwardTile(2, 128, 2)
 LONG = ForwardTile(3, 128, 2)
 LONG_FROM = 4096  # queries
 LONG_WITH = ("3.6.", "3.7.")  # releases of Triton
-BACKWARD = {64: BackwardTile(3, 1, True, 2), 128: BackwardTile(2, 1, False, 1)}
+BACKWARD = {64: BackwardTile(3, True, 2), 128: BackwardTile(2, False, 1)}
 
 
 def unavailable_reason(
@@ -343,7 +342,6 @@ def backward(
             STAGES=tile.stages,
             DS_LAYOUT=_layout((128, 64), q_BTHD.dtype),
             CAUSAL=causal,
-            LAG=tile.lag,
             IN_REGISTERS=tile.in_registers,
             AT_ONCE=tile.at_once,
             REGISTERS=registers.computing,

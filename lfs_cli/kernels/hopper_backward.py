@@ -28,7 +28,7 @@ Then each computes half the channels of dq, or, with `AT_ONCE` = 2, in turn all 
 In turn, ds is read from shared memory once, not twice, and at D = 64, where that memory is the limit, a product of 64
 columns keeps the tensor cores busy, as one of 32 does not. At D = 128 there are not enough registers for it.
 
-Waiting keeps both warpgroups in step, and then neither multiplies while both take exponentials. With `LAG` = 1, dq is
+Waiting for it would keep both warpgroups in step, and then neither multiplies while both take exponentials. So dq is
 that of the block of queries before, whose ds has long been there, and they may drift apart. Where each computes half of
 dq, dv is begun before dp is awaited too, so that a product is under way beside all that is computed.
 
@@ -122,10 +122,10 @@ class Work:
 
     `ds` has DS_BUFFERS buffers, each full when both warpgroups have written their half; `dq` has one for each of them.
     No barrier says that a buffer of ds is empty. A warpgroup that writes the ds of block i has seen that of block
-    i - 1 - LAG complete, so the other one is done with dq of block i - 2 - 2 LAG: 2 + 2 LAG buffers are enough.
+    i - 2 complete, so the other one is done with dq of block i - 4: four buffers are enough.
 
-    In turn, each looks at every other block, but at i - 1 - LAG where the buffer held a block of the other one, which
-    is then done with its blocks up to i - 2 - 3 LAG: 2 + 3 LAG buffers are enough.
+    In turn, each looks at every other block, but at i - 2 where the buffer held a block of the other one, which is then
+    done with its blocks up to i - 5: five are enough.
 
     No barrier says that a buffer of k is empty either. A warpgroup says that it has read v, with `IN_REGISTERS` at the
     beginning of a tile, when it is done with the dq of the tile before: two buffers of k are enough, else one.
@@ -161,7 +161,6 @@ class Work:
     GROUP: gl.constexpr
     D: gl.constexpr
     CAUSAL: gl.constexpr
-    LAG: gl.constexpr
     DS_BUFFERS: gl.constexpr
     K_BUFFERS: gl.constexpr
     SCORES: gl.constexpr
@@ -267,8 +266,8 @@ def _give_dq(work, dq, is_any, C: gl.constexpr):
 
 @gluon.jit
 def _give_last_dq(work, k_of_dq, no_dq, j, C: gl.constexpr):
-    """With a lag, the dq of a tile's last block, when all else of the tile is done."""
-    if work.LAG == 1 and (work.AT_ONCE == 1 or C == 1):
+    """The dq of a tile's last block, when all else of the tile is done."""
+    if work.AT_ONCE == 1 or C == 1:
         buffer = buffer_of(j, work.DS_BUFFERS)
         mbarrier.wait(work.ds_full.index(buffer), phase_of(j, work.DS_BUFFERS))
         dq = warpgroup_mma(work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True)
@@ -300,7 +299,6 @@ def _give_dk_and_dv(work, dk, dv, place, base, C: gl.constexpr):
 def _differentiate(work, C: gl.constexpr):
     """Warpgroup C: dk and dv of its 64 keys, and its part of dq."""
     D: gl.constexpr = work.D
-    LAG: gl.constexpr = work.LAG
     BUFFERS: gl.constexpr = work.DS_BUFFERS
     SCORES: gl.constexpr = work.SCORES
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
@@ -363,12 +361,11 @@ def _differentiate(work, C: gl.constexpr):
                     fence_async_shared()
                     mbarrier.arrive(work.ds_full.index(buffer_of(i, BUFFERS)), count=1)
 
-                    j = i - LAG  # the block of queries whose dq this is
-                    # Else of the tile before: the product is of no use, and not used
-                    is_ours = (LAG == 0) | (j >= base)
+                    j = i - 1  # the block of queries whose dq this is
+                    is_ours = j >= base  # else of the tile before: the product is of no use, and not used
                     buffer = buffer_of(j + BUFFERS, BUFFERS)  # no number is negative
                     phase = phase_of(j, BUFFERS)
-                    if AT_ONCE == 1:  # dk first: there may be a wait for the other's ds
+                    if AT_ONCE == 1:  # dk first: its factors are there
                         dk = warpgroup_mma(ds_half, q, dk, is_async=True)
                         mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)
                         dq = warpgroup_mma(
@@ -381,7 +378,7 @@ def _differentiate(work, C: gl.constexpr):
                         mbarrier.wait(work.dq_empty.index(C), (j & 1) ^ 1, pred=is_ours)
                         dq = warpgroup_mma_wait(0, deps=[dq])
                         _give_dq(work, dq, is_ours, C)
-                    elif part == (C + LAG) % 2:  # dq first: it is given away while dk is computed
+                    elif part == 1 - C:  # dq first: it is given away while dk is computed
                         mbarrier.wait(work.ds_full.index(buffer), phase, pred=is_ours)
                         dq = warpgroup_mma(
                             work.ds.index(buffer).permute((1, 0)), k_of_dq, no_dq, use_acc=False, is_async=True
@@ -429,7 +426,6 @@ def backward(
     STAGES: gl.constexpr,
     DS_LAYOUT: gl.constexpr,
     CAUSAL: gl.constexpr,
-    LAG: gl.constexpr,
     IN_REGISTERS: gl.constexpr,
     AT_ONCE: gl.constexpr,
     REGISTERS: gl.constexpr,
@@ -446,7 +442,7 @@ def backward(
     K_BUFFERS: gl.constexpr = 2 if IN_REGISTERS else 1  # as many as there is room for
     k = gl.allocate_shared_memory(k_desc.dtype, [K_BUFFERS] + k_desc.block_shape, k_desc.layout)
     v = gl.allocate_shared_memory(v_desc.dtype, [2] + v_desc.block_shape, v_desc.layout)
-    DS_BUFFERS: gl.constexpr = 2 + (1 + AT_ONCE) * LAG
+    DS_BUFFERS: gl.constexpr = 3 + AT_ONCE
     ds = gl.allocate_shared_memory(q_desc.dtype, [DS_BUFFERS, 128, 64], DS_LAYOUT)
     dq = gl.allocate_shared_memory(gl.float32, [2] + dq_desc.block_shape, dq_desc.layout)
     work = Work(
@@ -480,7 +476,6 @@ def backward(
         GROUP,
         D,
         CAUSAL,
-        LAG,
         DS_BUFFERS,
         K_BUFFERS,
         SCORES,

@@ -63,7 +63,6 @@ def backward(
         "STAGES": tile.stages,
         "DS_LAYOUT": gl.NVMMASharedLayout.get_default_for([128, 64], TYPES[dtype]),
         "CAUSAL": causal,
-        "LAG": tile.lag,
         "IN_REGISTERS": tile.in_registers,
         "AT_ONCE": tile.at_once,
         "REGISTERS": registers.computing,

@@ -17,10 +17,8 @@ from gluon_interpreter import DeadlockError, Descriptor, HazardError, Interprete
 from lfs_cli.kernels import hopper_attention as hopper
 
 BLOCK_S = 128
-BACKWARD_TILES = [
-    (D, hopper.BackwardTile(2, lag, D == 64, at_once)) for D, lag, at_once in product((64, 128), (0, 1), (1, 2))
-]
-"""In all ways, though one is fastest."""
+BACKWARD_TILES = [(D, hopper.BackwardTile(2, D == 64, at_once)) for D, at_once in product((64, 128), (1, 2))]
+"""In both ways, though one is fastest."""
 WIDE = {"atol": 2e-3, "rtol": 2e-3}  # p and ds are rounded to float16
 
 SHAPES = [  # B, T, S, H, G, causal
@@ -100,7 +98,6 @@ def backward(
     L: np.ndarray,
     do: np.ndarray,
     causal: bool,
-    lag: int,
     in_registers: bool,
     stages: int = 2,
     at_once: int = 2,
@@ -137,7 +134,6 @@ def backward(
         STAGES=stages,
         DS_LAYOUT=None,
         CAUSAL=causal,
-        LAG=lag,
         IN_REGISTERS=in_registers,
         AT_ONCE=at_once,
         REGISTERS=0,
@@ -163,7 +159,7 @@ def test_forward_matches_the_definition(shape: tuple, warpgroups: int, slowest: 
 @pytest.mark.parametrize("tile", BACKWARD_TILES, ids=lambda tile: f"D={tile[0]} {tile[1].at_once} at once")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward_matches_the_definition(shape: tuple, tile: tuple[int, hopper.BackwardTile], slowest: int) -> None:
-    (*sizes, causal), (D, (stages, lag, in_registers, at_once)) = shape, tile
+    (*sizes, causal), (D, (stages, in_registers, at_once)) = shape, tile
     q, k, v, do = draw(*sizes, D)
     o, L, *gradients = exact(q, k, v, do, causal)
     ours = backward(
@@ -174,7 +170,6 @@ def test_backward_matches_the_definition(shape: tuple, tile: tuple[int, hopper.B
         L,
         do,
         causal,
-        lag,
         in_registers,
         stages,
         at_once,
@@ -190,7 +185,7 @@ def test_any_number_of_buffers_will_do(stages: int, at_once: int) -> None:
     q, k, v, do = draw(1, 300, 300, 2, 1, 64)
     o, L, *gradients = exact(q, k, v, do, causal=True)
     np.testing.assert_allclose(forward(q, k, v, causal=True, stages=max(2, stages))[0], o, **WIDE)
-    ours = backward(q, k, v, o, L, do, True, 1, True, stages, at_once)
+    ours = backward(q, k, v, o, L, do, True, True, stages, at_once)
     for mine, true in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, true, **WIDE)
 
@@ -229,7 +224,7 @@ BREAKS = {  # how the backward kernel could be broken, and what takes the place 
     ),
     "do is never released": ("work.do.release(i)\n", "pass\n"),
     "dq is overwritten while it is added": ("& 1) ^ 1, pred=is_ours)", "& 1) ^ 1, pred=False)"),
-    "too few buffers of ds": ("2 + (1 + AT_ONCE) * LAG", "1 + LAG"),
+    "too few buffers of ds": ("3 + AT_ONCE", "2"),
     "the wrong phase of ds": ("phase = phase_of(j, BUFFERS)\n", "phase = phase_of(j, BUFFERS) ^ 1\n"),
     "keys have too few buffers": (
         "K_BUFFERS: gl.constexpr = 2 if IN_REGISTERS",
@@ -306,10 +301,9 @@ def test_the_interpreter_notices_a_broken_forward_kernel(
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-@pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("name", BREAKS)
 def test_the_interpreter_notices_a_broken_kernel(
-    name: str, lag: int, at_once: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     break_kernel("hopper_backward.py", BREAKS[name], tmp_path, monkeypatch)
     is_right = []
@@ -319,7 +313,7 @@ def test_the_interpreter_notices_a_broken_kernel(
         o, L, *gradients = exact(q, k, v, do, causal)
         kernels = Interpreter("hopper_backward", slowest=slowest)
         try:
-            ours = backward(q, k, v, o, L, do, causal, lag, True, 2, at_once, programs=1, kernels=kernels)
+            ours = backward(q, k, v, o, L, do, causal, True, 3, at_once, programs=1, kernels=kernels)
             is_right.append(all(np.allclose(mine, true, **WIDE) for mine, true in zip(ours, gradients, strict=True)))
         except (DeadlockError, HazardError):
             is_right.append(False)
