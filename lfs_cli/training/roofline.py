@@ -1,7 +1,8 @@
 """How long a training step takes on a GPU that need not be here: each operation by what bounds it.
 
     matrix product     2 M N K FLOPs at a share of the peak that grows with the smallest of M, N and K
-    attention          its FLOPs at a share of the peak that grows with the head dimension
+    attention          its FLOPs at a share of the peak that grows with the head dimension, and for what the kernels for
+                       Hopper GPUs can do with the length too
     anything else      the bytes that it reads and writes, at a share of the bandwidth
     step               the sum of these, or the time in which the host launches as many kernels, whichever is longer;
                        CUDA graphs leave the sum alone
@@ -15,7 +16,7 @@ Calibrated on one H100 80GB (SXM), 2026-11, torch 2.11: on matrix products of a 
 dimension 768, and 798 for 8192), the attention kernels of lfs alone (0.18 and 0.52 ms for 32 x 12 heads of 64 channels
 and 1024 positions) and a copy (3.0 TB/s); for the host on config.json without graphs (14.2 ms a step, one H200). Other
 GPUs are scaled from it by their data sheets. Compared with whole steps of one H200, 2026-11-29, torch 2.11, which had
-no part in this but for that one: gpt2_small.json with 32 sequences took 55.4 ms, and 56.2 are foreseen; config.json
+no part in this but for that one: gpt2_small.json with 32 sequences took 55.4 ms, and 55.7 are foreseen; config.json
 9.0 and 10.1; speedrun.json 56.4 and 54.2. Elsewhere no step was compared, and the precision is not known.
 """
 
@@ -43,6 +44,10 @@ PRODUCT_SHARE, HALF_SPEED = 0.82, 160
 
 ATTENTION_SHARE, ATTENTION_DIM = 0.40, 213
 """Attention over heads of d channels runs at d / ATTENTION_DIM of the peak, but at most at ATTENTION_SHARE."""
+
+HOPPER_SHARE, HOPPER_DIM, HOPPER_LENGTH = 0.8, 25, 800
+"""On Hopper GPUs attention of T positions runs at HOPPER_SHARE d / (d + HOPPER_DIM) T / (T + HOPPER_LENGTH) of the peak
+where that is more: within 5 % of what `lfs bench attention --preset shapes` measured on one H200, 2026-11-29."""
 
 BANDWIDTH_SHARE = 0.9
 """Of the bandwidth on the data sheet, what a copy reaches."""
@@ -224,11 +229,21 @@ def _seconds(func: Any, args: Any, result: Any, gpu: GPU) -> float:
     if name.startswith("lfs::flash_attention") or name == "lfs::rotary_attention_backward":
         is_backward = name.endswith("backward")
         B, T, H, D = (args[0] if is_backward else result[0]).shape
-        window = min(args[-4] or T, T)
-        pairs = B * H * T * (window - window**2 / (2 * T))
-        share = min(ATTENTION_SHARE, D / ATTENTION_DIM)
+        documents, _causal, _scale, window, softcap = args[-7:-2]
+        seen = min(window or T, T)
+        pairs = B * H * T * (seen - seen**2 / (2 * T))
+        is_plain = documents is None and window is None and softcap is None
+        share = attention_share(T, D, is_plain and gpu.name.startswith(("H100", "H200")))
         return (10 if is_backward else 4) * pairs * D / (share * gpu.flops)
     return 0.0
+
+
+def attention_share(T: int, D: int, by_hopper: bool) -> float:
+    """Return the share of the peak at which attention of T positions and heads of D channels runs, in any pass."""
+    share = min(ATTENTION_SHARE, D / ATTENTION_DIM)
+    if by_hopper and D in (64, 128):  # the only ones they take
+        share = max(share, HOPPER_SHARE * D / (D + HOPPER_DIM) * T / (T + HOPPER_LENGTH))
+    return share
 
 
 def _product_seconds(stack: int, M: int, K: int, N: int, gpu: GPU) -> float:

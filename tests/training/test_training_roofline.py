@@ -24,7 +24,8 @@ def seconds(config: TrainConfig, gpu=H100, *, is_compiled: bool = True) -> float
 
 @pytest.mark.parametrize(("batch", "measured"), [(16, 0.0363), (64, 0.1343)])
 def test_a_step_that_the_gpu_bounds_is_near_one_that_was_measured(batch: int, measured: float) -> None:
-    assert seconds(TrainConfig(model=ModelConfig(**NANOGPT), batch_size=batch)) == pytest.approx(measured, rel=0.1)
+    # nanoGPT's own, whose attention is slower
+    assert seconds(TrainConfig(model=ModelConfig(**NANOGPT), batch_size=batch)) == pytest.approx(measured, rel=0.12)
 
 
 MEASURED = [
@@ -39,6 +40,31 @@ MEASURED = [
 def test_steps_are_near_those_that_were_measured_on_an_h200(name: str, changes: dict, measured: float) -> None:
     config = load_config(TrainConfig, name, options=changes)
     assert seconds(config, gpu_called("H200")) == pytest.approx(measured, rel=0.12)
+
+
+ATTENTION = [  # T, D, and the TFLOP/s of forward and backward on that H200
+    (1024, 64, 318),
+    (2048, 64, 392),
+    (16_384, 64, 541),
+    (2048, 128, 489),
+    (8192, 128, 621),
+    (16_384, 128, 646),
+]
+
+
+@pytest.mark.parametrize(("T", "D", "measured"), ATTENTION)
+def test_attention_runs_as_fast_as_was_measured_on_an_h200(T: int, D: int, measured: float) -> None:
+    assert roofline.attention_share(T, D, by_hopper=True) * 989 == pytest.approx(measured, rel=0.05)
+    assert roofline.attention_share(T, D, by_hopper=False) <= 0.4
+
+
+def test_long_sequences_are_foreseen_faster_where_the_kernels_for_hopper_gpus_can_run() -> None:
+    model = NANOGPT | {"context_length": 16_384}
+    plain, windowed = (
+        seconds(TrainConfig(model=ModelConfig(**model, **more), batch_size=2), gpu_called("H200"))
+        for more in ({}, {"window": 16_383})
+    )
+    assert plain < 0.8 * windowed
 
 
 def test_a_step_takes_at_least_as_long_as_its_launches() -> None:
@@ -100,7 +126,7 @@ def test_a_window_saves_attention() -> None:
     whole, part = (
         seconds(TrainConfig(model=ModelConfig(**long, window=window), batch_size=4)) for window in (None, 512)
     )
-    assert part < 0.8 * whole
+    assert part < 0.9 * whole
 
 
 NAMES = [
