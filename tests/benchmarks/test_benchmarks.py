@@ -134,6 +134,14 @@ def test_settings_that_cannot_work_are_answered_before_torch(override: str, mess
     assert hint in str(caught.value.hint)
 
 
+def test_a_hint_lists_each_implementation_of_attention_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(BenchConfig, None, ["benchmark=attention", 'attention.implementations=["nonsense"]'])
+    names = caught.value.hint.removeprefix("choose one of: ").split(", ")
+    assert {"flash", "reference", "torch"} <= set(names)
+    assert names == sorted(set(names))
+
+
 def test_a_prompt_longer_than_the_models_context_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = model.model_config("tiny", 8, load_config(BenchConfig, None, ["benchmark=model"]).model)
     monkeypatch.setattr("lfs_cli.benchmarks.generation.load_model", lambda *_: Transformer(small))
