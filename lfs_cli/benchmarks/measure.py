@@ -119,7 +119,7 @@ class Measurement:
         timing: Its runs; None when there are none.
         peak_bytes: Most memory held at once in one run, beyond what was held before `prepare`; None when not known.
         status: ``ok``, ``out of memory``, ``failed`` or ``unavailable``.
-        note: Why it is not ``ok``.
+        note: Why it is not ``ok``, or what to know about it if it is.
     """
 
     timing: Timing | None = None

@@ -5,9 +5,11 @@ so that the times of both agree. The profiler's own work is in the host's times:
 """
 
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +82,8 @@ def profile_step(training: Training, variant: Variant, keep: Path | None = None)
             stack.callback(torch.cuda.memory._record_memory_history, enabled=None)
         stack.enter_context(multiplying_as(variant.precision))
         stack.enter_context(_named_modules(training.model, device))
-        with profile(activities=activities, profile_memory=True, record_shapes=keep is not None) as seen:
+        profiler = profile(activities=activities, profile_memory=True, record_shapes=keep is not None)
+        with _quietly(profiler) as seen:
             gradients = _step(training, variant)
         if is_cuda and keep:
             files.append(Path(f"{stem}.memory.pickle"))
@@ -90,6 +93,39 @@ def profile_step(training: Training, variant: Variant, keep: Path | None = None)
         files = [trace, *files] if keep else []
         events = json.loads(trace.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
     return StepProfile(events, held, gradients, device.type, tuple(files))
+
+
+@contextmanager
+def _quietly(profiler: AbstractContextManager[profile]) -> Iterator[profile]:
+    """Enter and leave ``profiler`` without its notices on stderr that it starts and stops."""
+    with ExitStack() as stack:
+        with _without_notices():
+            seen = stack.enter_context(profiler)
+        try:
+            yield seen
+        finally:
+            with _without_notices():
+                stack.close()
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Pass on what is written to stderr when all is done, but for notices of Kineto, the profiler inside torch.
+
+    They are of a kind, USDT, that it ranks above errors (pytorch/kineto#1325, in torch 2.13): a `KINETO_LOG_LEVEL` that
+    hides them hides those too.
+    """
+    with tempfile.TemporaryFile() as written:
+        stderr = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            with open(2, "wb", closefd=False) as terminal:
+                terminal.write(re.sub(rb"USDT:\d[^\n]*\n", b"", written.read()))
 
 
 def _step(training: Training, variant: Variant) -> frozenset[int]:

@@ -380,7 +380,7 @@ def _show_tables(console: Console, benchmark: str, result: "BenchResult") -> Non
 
 
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what a reader of the table needs to know: ratios to what, and why something was not measured."""
+    """Return what a reader of the table needs to know: ratios to what, and what a row says of itself."""
     baselines = dict.fromkeys(row["baseline"] for row in rows if row.get("speed_ratio") and row.get("baseline"))
     notes = [f"speed ratio: 2 is twice as fast as the baseline, {' or '.join(baselines)}"] if baselines else []
     notes += dict.fromkeys(
@@ -392,7 +392,8 @@ def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         if row.get("note"):
             name = row.get("implementation") or row.get("kernel") or row.get("size") or row.get("part")
-            reasons[f"{name}: {row['status']}, {row['note']}"] = None
+            is_ok = row["status"] == "ok"
+            reasons[row["note"] if is_ok else f"{name}: {row['status']}, {row['note']}"] = None
     return [*notes, *reasons]
 
 

@@ -871,7 +871,7 @@ class BenchConfig(Settings):
             raise ConfigError("no benchmark is named", hint=f"choose one of: {known}")
         check_registered("benchmark", "lfs_cli.benchmarks", "BENCHMARKS", self.benchmark)
         ours = catalogue("lfs_cli.model", "ATTENTION")
-        implementations = [*catalogue("lfs_cli.benchmarks", "IMPLEMENTATIONS"), *ours]
+        implementations = {*catalogue("lfs_cli.benchmarks", "IMPLEMENTATIONS"), *ours}
         for name in self.attention.implementations:
             if name not in implementations:
                 raise ConfigError(

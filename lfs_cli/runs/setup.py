@@ -169,18 +169,25 @@ def resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
     check_graphs(config, device)
     build_schedule(config.schedule, config.steps)
     model = config.model
-    windows = [window for layer in range(model.layers) if (window := model.layer_window(layer))]
-    attention, reason = resolve_attention(
-        model.attention,
-        device.type,
-        dtype,
-        model.head_dim,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        length=model.context_length,
-        window=min(windows, default=None),
-        has_documents=config.data.documents == "packed",
-    )
+    choices = {
+        window: resolve_attention(
+            model.attention,
+            device.type,
+            dtype,
+            model.head_dim,
+            heads=model.heads,
+            kv_heads=model.kv_heads,
+            length=model.context_length,
+            window=window,
+            has_documents=config.data.documents == "packed",
+        )
+        for window in map(model.layer_window, range(model.layers))
+    }
+    (attention, reason), *others = dict.fromkeys(choices.values())
+    if others:  # the same backend with another kernel
+        reason = ", ".join(
+            f"layers {'with' if window else 'without'} a window: {why}" for window, (_, why) in choices.items()
+        )
     return device, dtype, attention, reason
 
 

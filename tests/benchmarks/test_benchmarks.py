@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, kernels, model
-from lfs_cli.benchmarks.optimizer import weight_shapes
+from lfs_cli.benchmarks.optimizer import COUNTERPARTS, builders, weight_shapes
 from lfs_cli.config import BenchConfig, load_config
 from lfs_cli.errors import ConfigError
 from lfs_cli.model import Transformer
@@ -65,6 +65,42 @@ def test_every_optimizer_is_compared_with_torch() -> None:
     assert rows[1]["baseline"] == "torch adamw"
 
 
+@pytest.mark.parametrize(
+    ("name", "baseline", "note"),
+    [
+        ("adafactor", "adafactor", "beside torch.optim.Adafactor: both step in proportion to the weight"),
+        ("lion", "adamw", "beside torch.optim.AdamW: torch has no lion"),
+        ("muon", "muon", "beside torch.optim.Muon: torch's iterates in bfloat16 on any device, ours on a GPU only"),
+    ],
+)
+def test_the_baseline_is_torchs_of_the_same_name_where_it_has_one(name: str, baseline: str, note: str) -> None:
+    rows = rows_of("optimizer", f'optimizer.names=["{name}"]')
+    fused = ["torch fused"] if baseline == "adamw" else []
+    assert [row["implementation"] for row in rows] == ["torch", "lfs", *fused]
+    assert {(row["baseline"], row["status"]) for row in rows} == {(f"torch {baseline}", "ok")}
+    assert rows[1]["note"] == f"{name} {note}"
+
+
+@pytest.mark.parametrize("name", COUNTERPARTS)
+def test_optimizers_of_one_name_take_the_same_steps(name: str) -> None:
+    counterpart = COUNTERPARTS[name]
+    moved = []
+    for build in builders(name, "cpu").values():
+        generator = torch.Generator().manual_seed(0)
+        shapes = weight_shapes(512 * 512 + 100, has_matrices_only=counterpart.has_matrices_only)
+        start = [torch.randn(shape, generator=generator) for shape in shapes]
+        weights = [weight.clone().requires_grad_() for weight in start]
+        optimizer = build(weights)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        moved.append(torch.cat([(after - before).flatten() for after, before in zip(weights, start, strict=True)]))
+    rounding = 0.03 if name == "muon" else 1e-3  # of the size of a step: bfloat16, or what is left of float32
+    for other in moved[1:]:
+        assert (other - moved[0]).norm() < rounding * moved[0].norm()
+
+
 def test_every_kernel_is_judged_and_its_bytes_are_counted() -> None:
     notes: list[str] = []
     rows = rows_of("kernels", 'kernels.passes=["forward", "both"]', on_note=notes.append)
@@ -87,6 +123,8 @@ def test_the_loss_has_no_backward_pass_of_its_own() -> None:
 @pytest.mark.parametrize("count", [1, 512 * 512, 1_000_000, 100_000_000])
 def test_shapes_hold_exactly_the_weights_asked_for(count: int) -> None:
     assert sum(torch.Size(shape).numel() for shape in weight_shapes(count)) == count
+    matrices = weight_shapes(count, has_matrices_only=True)
+    assert sum(rows * columns for rows, columns in matrices) == count
 
 
 def test_generation_is_compared_with_decoding_without_a_cache() -> None:
@@ -132,6 +170,14 @@ def test_settings_that_cannot_work_are_answered_before_torch(override: str, mess
         load_config(BenchConfig, None, ["benchmark=attention", *re.split(r",(?=attention)", override)])
     assert message in str(caught.value)
     assert hint in str(caught.value.hint)
+
+
+def test_a_hint_lists_each_implementation_of_attention_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(BenchConfig, None, ["benchmark=attention", 'attention.implementations=["nonsense"]'])
+    names = caught.value.hint.removeprefix("choose one of: ").split(", ")
+    assert {"flash", "reference", "torch"} <= set(names)
+    assert names == sorted(set(names))
 
 
 def test_a_prompt_longer_than_the_models_context_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

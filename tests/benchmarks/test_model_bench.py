@@ -1,6 +1,7 @@
 """`lfs bench model`: its parts and variants, and a profile that puts time and memory where they belong."""
 
 import json
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -315,6 +316,24 @@ def test_a_profile_names_the_parts_of_a_step(tmp_path: Path) -> None:
     assert notes == [f"wrote {trace}"]
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {*PHASES, "module blocks.0.attention"} <= names
+
+
+def test_profiling_leaves_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    profiled()
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_errors_pass_where_notices_of_the_profiler_do_not(capfd: pytest.CaptureFixture[str]) -> None:
+    class Noisy:
+        def __enter__(self) -> None:
+            os.write(2, b"ERROR:2026-11-29 9:9 a.cpp:1] one\nUSDT:2026-11-29 9:9 b.cpp:2] profiler_start\n")
+
+        def __exit__(self, *error: object) -> None:
+            os.write(2, b"62%USDT:2026-11-29 9:9 b.cpp:2] profiler_stop\nanother\n")
+
+    with pytest.raises(MemoryError), model_profile._quietly(Noisy()):
+        raise MemoryError
+    assert capfd.readouterr().err == "ERROR:2026-11-29 9:9 a.cpp:1] one\n62%another\n"
 
 
 def test_every_precision_is_profiled_and_tells_so() -> None:

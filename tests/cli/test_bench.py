@@ -47,6 +47,12 @@ def test_records_are_appended_and_quiet_is_quiet(data_folder: Path) -> None:
     assert len(path.read_text().splitlines()) == 2 * (len(result.stdout.splitlines()) - 1)
 
 
+def test_what_a_good_row_says_of_itself_is_told_as_it_is(data_folder: Path) -> None:
+    settings = ("--size", "600", "--repeats", "1", "--warmup", "0", "--device", "cpu")
+    result = lfs("optimizer", *settings, "--set", 'optimizer.names=["lion"]')
+    assert "\nlion beside torch.optim.AdamW: torch has no lion\n" in result.stderr
+
+
 def test_options_and_settings_are_the_same_thing(data_folder: Path) -> None:
     result = lfs(*SMALL, "--seq", "4", "--set", 'attention.implementations=["torch"]', "--json")
     assert {(row["seq"], row["implementation"]) for row in json.loads(result.stdout)["rows"]} == {
