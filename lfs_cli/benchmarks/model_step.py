@@ -241,8 +241,8 @@ class Training:
     def head_loss(self, hidden_BTC: Tensor, targets_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the mean loss."""
         with precision(self.device, dtype):
-            softcap = self.model.config.logit_softcap
-            return next_token_loss(hidden_BTC, self.model.head_weight, targets_BT, softcap=softcap)
+            how = {"softcap": self.model.config.logit_softcap, "z_loss": self.model.config.z_loss}
+            return next_token_loss(hidden_BTC, self.model.head_weight, targets_BT, **how)
 
     def clip(self) -> Tensor | None:
         """Return what scales the gradients down to the largest norm that training allows."""

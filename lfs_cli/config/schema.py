@@ -130,6 +130,10 @@ class ModelConfig(Settings):
     logit_softcap: Positive | None = None
     """Keep logits within this size, by a tangent: softcap tanh(logit / softcap). `null` leaves them."""
 
+    z_loss: NonNegative = 0.0
+    """Weight of (log Z)^2 in the loss of training, such as PaLM's 1e-4, where Z is the sum of e^logit: it keeps logits
+    from drifting. 0 turns it off. Training losses include it; validation losses and bits per byte never do."""
+
     embedding_norm: bool = False
     """Normalize what enters the first block."""
 

@@ -28,6 +28,7 @@ CHANGES = {
     "model.attention": Change.FELT,  # another backend rounds in another order
     "model.checkpointing": Change.HARMLESS,
     "model.residual_dtype": Change.FELT,  # as does another type
+    "model.z_loss": Change.FELT,  # a part of the loss, not of the model
     "optimizer": Change.REFUSED,
     "optimizer.lr": Change.FELT,
     "optimizer.options": Change.FELT,

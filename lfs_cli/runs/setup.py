@@ -54,7 +54,7 @@ class Setup:
         valid_batches: The validation text.
         model: The model.
         optimizers: Together they move each weight of it.
-        plain_loss: The forward pass, from tokens to their mean loss.
+        plain_loss: The forward pass, from tokens to their mean loss; with the z-loss while ``model`` is training.
         loss: The same, compiled where the config asks for it.
         identity: What the text and its tokens are known by, in each checkpoint.
     """
@@ -286,6 +286,7 @@ def _loss_function(
                 model.head_weight,
                 targets_BT,
                 softcap=model.config.logit_softcap,
+                z_loss=model.config.z_loss if model.training else 0.0,  # evaluations tell the plain cross-entropy
                 cast_VC=model.head_cast,
             )
 

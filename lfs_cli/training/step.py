@@ -26,7 +26,7 @@ class StepRecord:
 
     Args:
         step: Steps done, this one included.
-        loss: Mean nats per token of the step's batch, before its update.
+        loss: Mean nats per token of the step's batch, before its update, with the z-loss where there is one.
         lr: Learning rate of the first group.
         gradient_norm: Norm of all gradients together, before clipping.
         tokens: Tokens trained on so far.

@@ -67,7 +67,8 @@ def run_pass(model: Transformer, tokens_BT: Tensor, dtype: torch.dtype) -> None:
     """
     with precision(tokens_BT.device, dtype):
         hidden_BTC = model.hidden(tokens_BT)
-        how = {"softcap": model.config.logit_softcap, "cast_VC": model.head_cast}
+        config = model.config
+        how = {"softcap": config.logit_softcap, "z_loss": config.z_loss, "cast_VC": model.head_cast}
         loss = next_token_loss(hidden_BTC, model.head_weight, tokens_BT, **how)
     loss.backward()
 

@@ -56,6 +56,14 @@ def test_model_parts_and_the_whole_step() -> None:
     assert step["tflops"] is not None
 
 
+@pytest.mark.parametrize("option", ["logit_softcap", "z_loss"])
+def test_the_loss_is_that_of_the_model(option: str) -> None:
+    plain, changed = (Training(SMALL.model_copy(update=update), 2, 0, CPU) for update in ({}, {option: 0.5}))
+    hidden_BTC = plain.hidden(plain.tokens_BT, torch.float32)
+    one, other = (x.head_loss(hidden_BTC, x.targets_BT, torch.float32).item() for x in (plain, changed))
+    assert abs(one - other) > 1e-3
+
+
 def test_only_the_parts_asked_for_are_timed() -> None:
     rows = rows_of('model.parts=["forward", "forward+backward"]')
     assert [row["part"] for row in rows] == ["forward", "forward+backward"]

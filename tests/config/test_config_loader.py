@@ -56,14 +56,18 @@ def test_a_saved_config_loads_back_as_itself(path: Path, tmp_path: Path) -> None
     heads=st.integers(1, 8),
     head_dim=st.integers(1, 32).map(lambda n: 2 * n),
     layers=st.integers(1, 5),
+    z_loss=st.floats(0, 10),
     lr=st.floats(0, 10),
     warmup=st.floats(0, 1),
 )
-def test_any_config_survives_saving(heads: int, head_dim: int, layers: int, lr: float, warmup: float) -> None:
+def test_any_config_survives_saving(
+    heads: int, head_dim: int, layers: int, z_loss: float, lr: float, warmup: float
+) -> None:
     overrides = [
         f"model.heads={heads}",
         f"model.width={heads * head_dim}",
         f"model.layers={layers}",
+        f"model.z_loss={z_loss!r}",
         f"optimizer.0.lr={lr!r}",
         f"schedule.warmup={warmup!r}",
     ]
@@ -127,6 +131,9 @@ REFUSED = [
         'the default is `"auto"`',
     ),
     ("clip=-1", "`clip` must be at least 0, not `-1`", "the default is `1.0`"),
+    ("model.z_loss=-1e-4", "`model.z_loss` must be at least 0, not `-0.0001`", "the default is `0.0`"),
+    ("model.z_loss=1e999", "`model.z_loss` must be a finite number, not `Infinity`", "the default is `0.0`"),
+    ("model.z_los=1", "unknown key `model.z_los`", "did you mean `model.z_loss`?"),
     ("clip=NaN", "`clip` must be a finite number, not `NaN`", "the default is `1.0`"),
     ("steps=0", "`steps` must be at least 1, not `0`", "the default is `1000`"),
     ("optimizer=[]", "`optimizer` must have at least 1 entry, not `[]`", None),

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfs_cli.kernels import linear_cross_entropy as module
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy, reference_linear_cross_entropy
+from lfs_cli.model import next_token_loss
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_KERNEL = INTERPRETED or torch.cuda.is_available()
@@ -73,6 +74,19 @@ def test_loss_and_gradients_match_float64(shape, how, dtype, device, poisoned) -
     for mine, right in zip(ours, exact, strict=True):
         allowed = torch.finfo(dtype).eps * (12 * right.abs().max() + 1)  # a is rounded to the type, and may be 10
         assert (mine.double() - right).abs().max() <= allowed
+
+
+@pytest.mark.skipif(not HAS_KERNEL, reason="the kernel")
+@pytest.mark.parametrize("how", [{"z_loss": 1e-4}, {"z_loss": 0.3}, {"softcap": 2.0, "z_loss": 0.1}], ids=str)
+def test_the_kernels_z_loss_is_that_of_the_steps_in_torch(how, device, poisoned, monkeypatch) -> None:
+    drawn = draw((131, 97, 5), torch.float32, device)
+
+    fused = run(next_token_loss, *drawn, **how)
+    monkeypatch.setattr(module, "_is_usable", lambda *_: False)
+    plain = run(next_token_loss, *drawn, **how)
+
+    for one, other in zip(fused, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_torch_agrees_with_the_reference() -> None:

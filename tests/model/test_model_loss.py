@@ -150,3 +150,20 @@ def test_the_soft_cap_is_its_formula_with_its_gradients() -> None:
     torch.testing.assert_close(ours, plain)
     for mine, right in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(plain, inputs), strict=True):
         torch.testing.assert_close(mine, right)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_the_z_loss_is_its_formula_with_its_gradients(softcap) -> None:
+    generator = torch.Generator().manual_seed(7)
+    hidden, weight = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (9, 11))
+    targets = torch.randint(11, (9,), generator=generator)
+    inputs = [hidden.requires_grad_(), weight.requires_grad_()]
+
+    ours = next_token_loss(*inputs, targets, softcap=softcap, z_loss=0.3)
+    logits = hidden @ weight.T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    plain = cross_entropy(logits, targets) + 0.3 * logits.exp().sum(-1).log().square().mean()
+
+    torch.testing.assert_close(ours, plain)
+    for mine, right in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(plain, inputs), strict=True):
+        torch.testing.assert_close(mine, right)

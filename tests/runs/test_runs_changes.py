@@ -30,6 +30,7 @@ HARMLESS = {
 FELT = {
     "model.attention",
     "model.residual_dtype",
+    "model.z_loss",
     "optimizer.lr",
     "optimizer.options",
     "schedule",
@@ -109,6 +110,7 @@ def weights_of(run: RunFolder) -> dict:
         ("optimizer.0.lr=0.02", True),
         ('optimizer.0.options={"weight_decay": 0.5}', True),
         ("clip=0.001", True),
+        ("model.z_loss=0.1", True),
         ("schedule.final=0.9", True),
         ("eval_every=3", False),
         ("eval_batches=1", False),

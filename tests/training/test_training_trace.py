@@ -7,12 +7,12 @@ import torch
 
 from lfs_cli.config import ModelConfig, TrainConfig
 from lfs_cli.errors import ConfigError
-from lfs_cli.model import FEED_FORWARDS
+from lfs_cli.model import FEED_FORWARDS, Transformer
 from lfs_cli.model.feed_forward import SwiGLU
 from lfs_cli.optimizers import OPTIMIZERS, SGD
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.memory import predict_memory
-from lfs_cli.training.trace import optimizer_bytes
+from lfs_cli.training.trace import optimizer_bytes, run_pass
 
 SMALL = {"vocab_size": 300, "context_length": 16, "width": 16, "layers": 1, "heads": 2}
 
@@ -62,3 +62,14 @@ def test_a_group_without_a_weight_is_still_an_error() -> None:
     groups = ({"match": "nothing", "name": "adamw"}, {"match": "*", "name": "adamw"})
     with pytest.raises(ConfigError, match="nothing"):
         optimizer_bytes(TrainConfig(model=ModelConfig(**SMALL), optimizer=groups))
+
+
+@pytest.mark.parametrize("option", ["logit_softcap", "z_loss"])
+def test_the_pass_that_is_traced_has_the_loss_of_the_config(option: str) -> None:
+    gradients = []
+    for options in ({}, {option: 0.5}):
+        torch.manual_seed(0)
+        model = Transformer(ModelConfig(**SMALL, **options))
+        run_pass(model, torch.arange(16)[None], torch.float32)
+        gradients.append(model.head_weight.grad)
+    assert not torch.allclose(*gradients)
