@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -215,4 +216,13 @@ app.command("report")(report.command)
 
 def main() -> None:
     """Run `lfs` with the arguments of this process."""
+    _open_streams()
     app(prog_name="lfs")
+
+
+def _open_streams() -> None:
+    """Give a process that was started without a standard stream, as by `2>&-`, one that is empty and keeps nothing."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  it is open as long as the process runs

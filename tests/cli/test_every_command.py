@@ -184,3 +184,13 @@ def test_a_stdout_that_is_full_is_an_error() -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: cannot write: No space left on device\n\nhint: ")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", ">&-"])
+@pytest.mark.parametrize("command", ["train tiny.json", "bench optimizer --size 600 --repeats 1 --warmup 0"])
+def test_a_closed_stream_is_no_reason_to_fail(command: str, closed: str, prepared: Path) -> None:
+    line = f"{shlex.quote(sys.executable)} -m lfs_cli {command} --set device=cpu {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=prepared, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "error:" not in done.stdout + done.stderr
+    assert (done.stdout == "") == (closed == ">&-")
