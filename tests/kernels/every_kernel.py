@@ -49,8 +49,10 @@ def main() -> None:
         how = {"causal": causal, "implementation": "hopper"}
         sizes = (1, T, 2, D), (1, T, G, D), (1, T, G, D)
         differentiate(f"hopper {sizes} {causal=}", partial(flash_attention, **how), *all_drawn(sizes))
-    if ON_GPU:  # more tiles than programs
-        sizes = ((16, 500, 12, 64),) * 3
+    for shape in (
+        ((16, 500, 12, 64), (1, 4096, 1, 64)) if ON_GPU else ()
+    ):  # more tiles than programs; tiles of long sequences
+        sizes = (shape,) * 3
         differentiate(f"hopper {sizes}", partial(flash_attention, implementation="hopper"), *all_drawn(sizes))
     documents = torch.tensor([0, 100, 300], device=DEVICE)
     for D, how in product((32, 64, 128), ({}, {"window": 70, "softcap": 3.0, "documents": documents})):

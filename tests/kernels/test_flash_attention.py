@@ -589,6 +589,26 @@ def test_programs_go_from_tile_to_tile(D: int) -> None:
     assert_matches_reference(inputs, do, implementation="hopper")
 
 
+ON_HOPPER = {  # B, T, S, H, G, and options
+    "one query": ((2, 1, 1, 2, 2), {}),
+    "one query of many keys": ((2, 1, 333, 4, 2), {}),
+    "ragged": ((2, 333, 333, 4, 2), {}),
+    "fewer queries than keys": ((2, 100, 333, 2, 2), {}),
+    "nothing masked": ((2, 333, 300, 4, 2), {"causal": False}),
+    "long": ((1, 4500, 4500, 2, 1), {}),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("case", ON_HOPPER)
+def test_the_kernel_for_hopper_gpus_matches_the_definition(case: str, D: int, dtype: torch.dtype) -> None:
+    shape, options = ON_HOPPER[case]
+    inputs, do = draw((*shape, D), dtype, "cuda")
+    assert_matches_reference(inputs, do, implementation="hopper", **options)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=str)
 @pytest.mark.parametrize("D", [32, 64, 128])
