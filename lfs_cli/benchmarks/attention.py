@@ -124,7 +124,7 @@ def _bench_shape(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        refused = Measurement(status="out of memory", note="queries, keys and values alone do not fit")
+        refused = Measurement(status="out of memory", note="queries, keys, values and their gradients alone do not fit")
         measured = {kind: dict.fromkeys(names, refused) for kind in passes}
     else:
         judge = Judge(shape, inputs)
@@ -209,7 +209,9 @@ def draw(shape: Shape, seed: int, device: torch.device) -> Inputs:
     Raises:
         MemoryError: Where they would not fit in the memory of a CPU, which else swaps or kills.
     """
-    refusal = memory_refusal(shape.input_numbers * shape.dtype.itemsize, device)
+    refusal = memory_refusal(
+        2 * shape.input_numbers * shape.dtype.itemsize, device
+    )  # output and gradients are as large
     if refusal is not None:
         raise MemoryError(refusal)
     generator = torch.Generator(device).manual_seed(seed)

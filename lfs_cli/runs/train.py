@@ -344,7 +344,8 @@ def _explain(
             pass  # what is known already has to do
     began = f"; first to go wrong: {layer}" if layer else ""
     kept = f"last good checkpoint: step {steps[-1]}; " if steps else ""
-    lower = f"try `--set optimizer.0.lr={config.optimizer[0].lr / 4:g}`"
+    highest = max(range(len(config.optimizer)), key=lambda i: config.optimizer[i].lr)
+    lower = f"try `--set optimizer.{highest}.lr={config.optimizer[highest].lr / 4:g}`"
     return f"{anomaly}{began}", f"{kept}{lower}"
 
 

@@ -411,9 +411,18 @@ def test_inputs_that_do_not_fit_are_rows_too() -> None:
     assert {row["status"] for row in rows if row["seq"] == 24} == {"ok"}
     refused = [row for row in rows if row["seq"] > 24]
     assert {(row["status"], row["note"]) for row in refused} == {
-        ("out of memory", "queries, keys and values alone do not fit")
+        ("out of memory", "queries, keys, values and their gradients alone do not fit")
     }
     assert len(refused) == len(rows) / 2
+
+
+def test_gradients_have_to_fit_beside_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = SMALL.input_numbers * SMALL.dtype.itemsize
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 3 * inputs)
+    assert draw(SMALL, 0, CPU)
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 2 * inputs - 1)
+    with pytest.raises(MemoryError):
+        draw(SMALL, 0, CPU)
 
 
 def test_the_ceiling_is_measured_once_for_each_type() -> None:

@@ -203,6 +203,15 @@ def test_a_run_that_diverges_is_a_result(poison: Callable[..., None], train_tiny
     assert steps_of(run, "step") == [1, 2, 3, 4]
 
 
+def test_the_highest_of_several_rates_is_the_one_to_lower(
+    poison: Callable[..., None], train_tiny: Train, data: DataFolder
+) -> None:
+    poison(float("nan"), 4)
+    groups = ({"match": "*norm*", "name": "sgd", "lr": 0.01}, {"match": "*", "name": "sgd", "lr": 0.04})
+    result = train_tiny(tiny(optimizer=groups))
+    assert result.hint.endswith("try `--set optimizer.1.lr=0.01`")
+
+
 def test_the_layer_is_named(train_tiny: Train) -> None:
     result = train_tiny(tiny(optimizer__0__name="sgd", optimizer__0__lr=1e38, clip=0, schedule__warmup=0))
     assert result.status == "diverged"
