@@ -79,7 +79,7 @@ def command(
         from lfs_cli.runs.changes import resumed_config
         from lfs_cli.runs.folder import DataFolder
 
-        run = DataFolder.here().find_run("" if resume == "last" else resume, is_trained=False)
+        run = DataFolder.here().find_run(resume, is_trained=False)
         settings, notes = resumed_config(run, overrides or [], options)
     if check_data:
         check.check(console, settings)

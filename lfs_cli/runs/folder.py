@@ -76,14 +76,15 @@ class DataFolder:
         """Return the run called ``name``, or the newest one.
 
         Args:
-            name: Path of a run folder, or its name in this data folder, or a part that only one name has.
+            name: Path of a run folder, or its name in this data folder, or a part that only one name has. No name and
+                `last` are the newest run.
             is_trained: Whether the newest one must have a checkpoint.
 
         Raises:
             CheckpointError: When there is no such run, or the part fits several.
         """
         runs = self.all_runs()
-        if not name:
+        if name in ("", "last"):
             trained = [run for run in runs if run.checkpoint_steps() or not is_trained]
             if not trained:
                 raise CheckpointError(f"no trained run in {self.runs}", hint="run `lfs train quickstart.json` first")

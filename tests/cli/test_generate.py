@@ -109,6 +109,7 @@ def test_the_newest_run_with_a_checkpoint_is_the_default(run: Path, data_folder:
     result = lfs("--prompt", "Once", "--max-tokens", "9")
 
     assert text_of(result) == f"Once{written(newest, 'Once', max_tokens=9)}\n"
+    assert lfs("--prompt", "Once", "--run", "last", "--max-tokens", "9").stdout == result.stdout
 
 
 @pytest.mark.parametrize(
