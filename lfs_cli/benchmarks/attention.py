@@ -207,11 +207,10 @@ def draw(shape: Shape, seed: int, device: torch.device) -> Inputs:
     """Return normally distributed inputs, of which the first three ask for gradients.
 
     Raises:
-        MemoryError: Where they would not fit in the memory of a CPU, which else swaps or kills.
+        MemoryError: Where they and their gradients would not fit in the memory of a CPU, which else swaps or kills.
     """
-    refusal = memory_refusal(
-        2 * shape.input_numbers * shape.dtype.itemsize, device
-    )  # output and gradients are as large
+    numbers = 2 * shape.input_numbers  # output and gradients are as large
+    refusal = memory_refusal(numbers * shape.dtype.itemsize, device)
     if refusal is not None:
         raise MemoryError(refusal)
     generator = torch.Generator(device).manual_seed(seed)

@@ -148,13 +148,15 @@ def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deter
     mask = {"causal": how["causal"], "window": how["window"], "softcap": how["softcap"], "documents": how["spans"]}
     refusal = None
     for name in _candidates(implementation):
-        refusal = _refusal(step, name, q, k, v, mask)
+        refusal = _module(name).unavailable_reason(q, k, v, **mask)
         if step != "forward" and deterministic and name not in DETERMINISTIC:
             refusal = refusal or UNORDERED
-        key = _key(step, name, q, k, mask)
-        if refusal is None and name != "reference" and key not in _verdicts and not _is_capturing(q):
-            refusal = _verdicts[key] = _self_check(step, name, q, k, how)
-            warn_of_fault(f"{name} attention", q.device, refusal)
+        if refusal is None and name != "reference":
+            key = _key(step, name, q, k, mask)
+            if key not in _verdicts and not _is_capturing(q):
+                _verdicts[key] = _self_check(step, name, q, k, how)
+                warn_of_fault(f"{name} attention", q.device, _verdicts[key])
+            refusal = _verdicts.get(key)
         if refusal is None:
             return _module(name)
     raise ValueError(f"flash_attention cannot run here: {refusal}")

@@ -50,6 +50,7 @@ before dp is awaited. One H200, 2026-11-29, milliseconds, each line beside what 
     dq of the block before begun beside the scores         2.63    0.446   0.422     2.54    0.428   0.406
     the mask asked for in each block, not counted          2.58    0.436   0.411     2.54    0.428   0.406
     heads in sections of 1, 2, 4, 8 (as B has) and 16      B: 0.454, 0.448, 0.448, 0.435, 0.436
+    a buffer of dq given back without the other one                0.439                     0.433
 
                                                            D       E       F         kept
     dq of this block, not of the one before                2.46    4.92    0.762     2.34    4.61    0.752
