@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("NO_COLOR", "1")
+# Sums in a fixed order need it, and torch looks once: at the first product on a GPU, of whichever test that is
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A shell lets what it starts in the background ignore SIGINT, and what that starts would, too: some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
