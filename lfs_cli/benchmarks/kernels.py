@@ -7,14 +7,19 @@
 
 Most of them move bytes rather than multiply, so next to the time stand the GB/s of the fewest bytes that any
 implementation must move, each input read once and each output written once, and the share of the rate that a large copy
-reaches in the same run. The head with its loss is arithmetic: it has TFLOP/s instead. The error is that of outputs and
-gradients against float64, at no more than `JUDGED_ROWS` rows.
+reaches in the same run. The head with its loss and attention are arithmetic: they have TFLOP/s instead. The error is
+that of outputs and gradients against float64, at no more than `JUDGED_ROWS` rows.
+
+Attention that turns its queries and keys itself has a plain version that turns them in PyTorch and then calls our
+`flash_attention`, eager and compiled. So its ratio tells what fusing the two saves; whether the attention in it is fast
+is for `lfs bench attention` to say.
 
 Without a GPU the kernels cannot run: then ours is the same steps in PyTorch, and a note says so.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,15 +29,25 @@ from lfs_cli.benchmarks.measure import BENCHMARKS, Bench, Candidate, Row, descri
 from lfs_cli.benchmarks.optimizer import weight_shapes
 from lfs_cli.config import BenchConfig, KernelsBench
 from lfs_cli.kernels.adamw import AdamWTensors
+from lfs_cli.kernels.flash_attention import flash_attention, unpacked
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy
 from lfs_cli.kernels.operation import unavailable_reason
+from lfs_cli.kernels.reference_attention import reference_attention
 from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
+from lfs_cli.kernels.rotary_attention import rotary_attention
 from lfs_cli.kernels.swiglu import reference_activation, relu2, silu, swiglu
 from lfs_cli.model.rope import RotaryEmbedding
 
 HEAD_DIM = 64
 JUDGED_ROWS = 512
+SOFTCAP = 15.0
+"""Of logits: that of configs/speedrun.json."""
+
+Z_LOSS = 1e-4
+"""That of PaLM (arXiv:2204.02311, section 5)."""
+
+SAME_ATTENTION = "the baseline turns heads in PyTorch, then calls our flash_attention: the ratio is what fusing saves"
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**24}
 """Bytes of the tensor whose copy gives the memory bandwidth: far more than any cache, except on a CPU."""
 
@@ -46,16 +61,18 @@ class Case:
         plain: The same in plain PyTorch.
         inputs: Those that are differentiated.
         numbers: Numbers that forward and backward must move at least, all of the type that is measured.
-        products: FLOPs of matrix products in a forward pass; twice as many in a backward pass.
+        products: FLOPs of the matrix products of forward and backward.
         computes_early: Whether ours computes the gradients on the way forward, so that backward alone says nothing.
+        plain_note: What a reader must know of ``plain``.
     """
 
     ours: Callable[..., Any]
     plain: Callable[..., Any]
     inputs: Sequence[Tensor]
     numbers: tuple[int, int] = (0, 0)
-    products: int = 0
+    products: tuple[int, int] = (0, 0)
     computes_early: bool = False
+    plain_note: str = ""
 
 
 Build = Callable[[KernelsBench, int, Callable[..., Tensor]], Case]
@@ -77,16 +94,31 @@ def _add_norm(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> C
     return Case(add_rms_norm, plain, inputs, (4 * size, 4 * size))
 
 
-def _rope(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, norm: bool = False) -> Case:
-    heads, length = max(1, asked.width // HEAD_DIM), min(rows, 1_024)
-    rope = RotaryEmbedding(10_000.0, HEAD_DIM, length)
-    q, k = (randn(rows // length, length, heads, HEAD_DIM) for _ in range(2))
+def _lengths(rows: int) -> tuple[int, int]:
+    """Return sequences and positions of each."""
+    length = min(rows, 1_024)
+    return rows // length, length
 
-    cos, sin = (table.to(q.device) for table in (rope.cos, rope.sin))  # once: a copy is not what is timed
+
+def _angles(length: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return what gives cos and sin, (T, D / 2), in the type that belongs to a tensor."""
+    rope = RotaryEmbedding(10_000.0, HEAD_DIM, length)
+    cos, sin = (table.to(device) for table in (rope.cos, rope.sin))  # once: a copy is not what is timed
+
+    def angles(x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return cos.to(wide), sin.to(wide)
+
+    return angles
+
+
+def _rope(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, norm: bool = False) -> Case:
+    B, T = _lengths(rows)
+    q, k = (randn(B, T, asked.width // HEAD_DIM, HEAD_DIM) for _ in range(2))
+    angles = _angles(T, q.device)
 
     def call(function: Callable[..., Any], q: Tensor, k: Tensor, *weights: Tensor) -> Any:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        return function(q, k, cos.to(wide), sin.to(wide), *weights)
+        return function(q, k, *angles(q), *weights)
 
     weights = [randn(HEAD_DIM), randn(HEAD_DIM)] if norm else []
     size = q.numel() + k.numel()
@@ -96,6 +128,25 @@ def _rope(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, norm:
         [q, k, *weights],
         (2 * size, 3 * size if norm else 2 * size),
     )
+
+
+def _rotary_attention(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, norm: bool = False) -> Case:
+    (B, T), H = _lengths(rows), asked.width // HEAD_DIM
+    qkv_BTC = randn(B, T, 3 * H * HEAD_DIM)
+    angles = _angles(T, qkv_BTC.device)
+
+    def ours(qkv_BTC: Tensor, *weights: Tensor) -> Tensor:
+        return rotary_attention(qkv_BTC, *angles(qkv_BTC), *weights, heads=H, kv_heads=H)
+
+    def plain(qkv_BTC: Tensor, q_weight: Tensor | None = None, k_weight: Tensor | None = None) -> Tensor:
+        q, k, v = unpacked(qkv_BTC.unflatten(2, (3 * H, HEAD_DIM)), H)
+        # In float64 this is the judge, and by definition
+        attend = reference_attention if qkv_BTC.dtype == torch.float64 else flash_attention
+        return attend(*reference_qk_norm_rope(q, k, *angles(qkv_BTC), q_weight, k_weight), v)
+
+    weights = [randn(HEAD_DIM), randn(HEAD_DIM)] if norm else []
+    flops = 2 * B * H * T**2 * HEAD_DIM  # causal: half of both products, counted as in `attention_shapes.py`
+    return Case(ours, plain, [qkv_BTC, *weights], products=(flops, 5 * flops // 2), plain_note=SAME_ATTENTION)
 
 
 def _activation(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, kind: str) -> Case:
@@ -109,33 +160,44 @@ def _activation(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *,
     )
 
 
-def _loss(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+def _loss(
+    asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, softcap: float | None = None, z_loss: float = 0.0
+) -> Case:
     hidden = randn(rows, asked.width)
     targets = torch.arange(rows, device=hidden.device) * 7_919 % asked.vocab_size
 
     def plain(hidden: Tensor, weight: Tensor) -> Tensor:
         z = hidden @ weight.T  # in the type of the inputs, as ours multiplies
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        return (z.logsumexp(-1) - z.gather(-1, targets[:, None])[:, 0]).mean()
+        if softcap is not None:
+            z = softcap * torch.tanh(z / softcap)
+        s = z.logsumexp(-1)
+        losses = s - z.gather(-1, targets[:, None])[:, 0]
+        return (losses + z_loss * s.square() if z_loss else losses).mean()
 
+    flops = 2 * rows * asked.vocab_size * asked.width
     return Case(
-        lambda hidden, weight: linear_cross_entropy(hidden, weight, targets),
+        lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z_loss),
         plain,
         [hidden, (randn(asked.vocab_size, asked.width) / asked.width**0.5).detach().requires_grad_()],
-        products=2 * rows * asked.vocab_size * asked.width,
+        products=(flops, 2 * flops),
         computes_early=True,
     )
 
 
 KERNELS: dict[str, Build] = {
     "linear_cross_entropy": _loss,
+    "linear_cross_entropy_softcap": partial(_loss, softcap=SOFTCAP),
+    "linear_cross_entropy_z_loss": partial(_loss, z_loss=Z_LOSS),
     "rms_norm": _norm,
     "add_rms_norm": _add_norm,
     "rope": _rope,
-    "qk_norm_rope": lambda asked, rows, randn: _rope(asked, rows, randn, norm=True),
-    "swiglu": lambda asked, rows, randn: _activation(asked, rows, randn, kind="swiglu"),
-    "silu": lambda asked, rows, randn: _activation(asked, rows, randn, kind="silu"),
-    "relu2": lambda asked, rows, randn: _activation(asked, rows, randn, kind="relu2"),
+    "qk_norm_rope": partial(_rope, norm=True),
+    "rotary_attention": _rotary_attention,
+    "qk_norm_rotary_attention": partial(_rotary_attention, norm=True),
+    "swiglu": partial(_activation, kind="swiglu"),
+    "silu": partial(_activation, kind="silu"),
+    "relu2": partial(_activation, kind="relu2"),
 }
 """What is differentiated; `adamw` is measured besides."""
 
@@ -192,9 +254,11 @@ def _bench_case(name: str, asked: KernelsBench, rows: int, seed: int, bench: Ben
         baseline = "compiled" if compiles and results["compiled"].timing else "eager"
         share = {"forward": (1, 0), "backward": (0, 1), "both": (1, 1)}[kind]
         moved = bench.dtype.itemsize * sum(a * b for a, b in zip(share, case.numbers, strict=True))
+        flops = sum(a * b for a, b in zip(share, case.products, strict=True))
         for label, result in results.items():
             seconds = result.timing.median if result.timing else None
-            flops = case.products * (share[0] + 2 * share[1])
+            if label != "lfs" and result.status == "ok":
+                result = replace(result, note=case.plain_note)
             table.append(
                 {
                     "kernel": name,

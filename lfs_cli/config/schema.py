@@ -29,10 +29,14 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 StepPart = Literal["inference", "forward", "loss", "backward", "forward+backward", "optimizer", "step"]
 KernelName = Literal[
     "linear_cross_entropy",
+    "linear_cross_entropy_softcap",
+    "linear_cross_entropy_z_loss",
     "rms_norm",
     "add_rms_norm",
     "rope",
     "qk_norm_rope",
+    "rotary_attention",
+    "qk_norm_rotary_attention",
     "swiglu",
     "silu",
     "relu2",
@@ -780,7 +784,7 @@ class KernelsBench(Settings):
     """Rows, or tokens, of the inputs; 0 takes 32,768 on a GPU and 256 elsewhere."""
 
     width: Count = 768
-    """Channels of a row, a multiple of 64: rotary positions see heads of 64."""
+    """Channels of a row, a multiple of 64: rotary positions and attention see heads of 64."""
 
     vocab_size: Annotated[int, Field(ge=2)] = 50_304
     """Vocabulary of the head with its loss (V); at most 4,096 without a GPU."""

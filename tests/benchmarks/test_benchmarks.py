@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, kernels, model
+from lfs_cli.benchmarks import BENCHMARKS, Bench, Candidate, attention_shapes, kernels, model
 from lfs_cli.benchmarks.optimizer import COUNTERPARTS, builders, weight_shapes
 from lfs_cli.config import BenchConfig, load_config
 from lfs_cli.errors import ConfigError
+from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy, reference_linear_cross_entropy
 from lfs_cli.model import Transformer
 from lfs_cli.registry import catalogue
 
@@ -29,6 +30,10 @@ TINY = {
     ],
 }
 ALWAYS = {"median_ms", "q1_ms", "q3_ms", "min_ms", "max_ms", "mean_ms", "std_ms", "runs", "baseline", "speed_ratio"}
+
+
+def draw_on_cpu(seed: int):
+    return kernels._source(seed, Bench(CPU))
 
 
 def rows_of(name: str, *overrides: str, **bench) -> list[dict]:
@@ -118,6 +123,52 @@ def test_every_kernel_is_judged_and_its_bytes_are_counted() -> None:
 def test_the_loss_has_no_backward_pass_of_its_own() -> None:
     rows = rows_of("kernels", 'kernels.names=["linear_cross_entropy"]')
     assert [row["pass"] for row in rows] == ["forward"] * 2 + ["both"] * 2
+
+
+@pytest.mark.parametrize("option", ["softcap", "z_loss"])
+def test_the_loss_is_measured_with_its_options_too(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, asked = f"linear_cross_entropy_{option}", load_config(BenchConfig, None, ["benchmark=kernels"]).kernels
+    case = kernels.KERNELS[name](asked.model_copy(update={"width": 64, "vocab_size": 50}), 8, draw_on_cpu(0))
+    value = {"softcap": kernels.SOFTCAP, "z_loss": kernels.Z_LOSS}[option]
+    hidden, weight = (x.detach().double() for x in case.inputs)
+    targets = torch.arange(8) * 7_919 % 50
+    right = reference_linear_cross_entropy(hidden, weight, targets, **{option: value})
+    without = reference_linear_cross_entropy(hidden, weight, targets)
+    assert case.plain(hidden, weight) == pytest.approx(float(right), rel=1e-12)
+    assert abs(float(without) / float(right) - 1) > 1e-4  # else rows could leave it out and nobody would see
+
+    monkeypatch.setattr(kernels, "linear_cross_entropy", lambda *inputs, **_: linear_cross_entropy(*inputs))
+    rows = rows_of("kernels", f'kernels.names=["{name}"]', 'kernels.passes=["forward"]')
+    assert next(row["error"] for row in rows if row["implementation"] == "lfs") > 1e-5
+
+
+@pytest.mark.parametrize("name", ["rotary_attention", "qk_norm_rotary_attention"])
+def test_turned_attention_is_measured_beside_the_same_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    rows = rows_of("kernels", f'kernels.names=["{name}"]', "kernels.rows=40", "kernels.compile=true")
+    assert [(row["pass"], row["implementation"]) for row in rows] == [
+        (kind, which) for kind in ("forward", "backward", "both") for which in ("eager", "lfs", "compiled")
+    ]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["note"] for row in rows if row["implementation"] != "lfs"} == {kernels.SAME_ATTENTION}
+    assert {row["note"] for row in rows if row["implementation"] == "lfs"} == {""}
+    flops = attention_shapes.Shape(1, 1, 1, 40, 64, torch.float32).forward_flops
+    for row in rows:
+        assert row["tflops"] * row["median_ms"] / 1e3 * 1e12 == pytest.approx(
+            attention_shapes.PASSES[row["pass"]] * flops
+        )
+        assert row["gigabytes_per_second"] is None
+
+
+def test_turned_attention_is_judged_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the attention that it is timed beside, which may be wrong as ours is."""
+    monkeypatch.setattr(kernels, "flash_attention", None)
+    asked = load_config(BenchConfig, None, ["benchmark=kernels", "kernels.width=128"]).kernels
+    case = kernels.KERNELS["qk_norm_rotary_attention"](asked, 24, draw_on_cpu(1))
+    assert kernels._errors(case) < 1e-5
+    right, ours = case.plain(*(x.detach().double() for x in case.inputs)), case.ours(*case.inputs)
+    assert (1, 24, 2, 64) == tuple(ours.shape) == tuple(right.shape)
+    assert (ours - right).norm() < 1e-6 * right.norm()
 
 
 @pytest.mark.parametrize("count", [1, 512 * 512, 1_000_000, 100_000_000])
