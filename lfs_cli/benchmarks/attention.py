@@ -27,9 +27,17 @@ import torch
 from torch import Tensor
 
 from lfs_cli.benchmarks.attention_accuracy import TENSORS, Inputs, Judge, Verdict
+from lfs_cli.benchmarks.attention_compiling import compiling_ahead
 from lfs_cli.benchmarks.attention_implementations import EVERYWHERE, FASTEST, Ready, UnavailableError, prepare
 from lfs_cli.benchmarks.attention_shapes import MOST_WITHOUT_GPU, PASSES, RECORDS, Job, Shape, describe, jobs_of
-from lfs_cli.benchmarks.attention_tuning import kernels_of, refuse_without_gpu, search
+from lfs_cli.benchmarks.attention_tuning import (
+    TUNING_SECONDS,
+    Ahead,
+    Search,
+    countdown,
+    kernels_of,
+    refuse_without_gpu,
+)
 from lfs_cli.benchmarks.measure import (
     BENCHMARKS,
     Bench,
@@ -65,7 +73,8 @@ def bench_attention(settings: BenchConfig, bench: Bench) -> list[Row]:
         bench.on_note(f"no GPU: the shapes of `{asked.preset}` are cut to at most {cut}")
     if asked.tune:
         refuse_without_gpu(bench.device)
-        return _tune_all([job.shape for job in jobs], asked.implementations, settings.seed, bench)
+        seconds = settings.max_seconds if "max_seconds" in settings.model_fields_set else TUNING_SECONDS
+        return _tune_all([job.shape for job in jobs], asked.implementations, settings.seed, seconds, bench)
     default = FASTEST if bench.device.type == "cuda" else EVERYWHERE
     ceilings = {dtype: _ceiling(dtype, bench) for dtype in dict.fromkeys(job.shape.dtype for job in jobs)}
     rows: list[Row] = []
@@ -82,35 +91,55 @@ def bench_attention(settings: BenchConfig, bench: Bench) -> list[Row]:
     return rows
 
 
-def _tune_all(shapes: Sequence[Shape], implementations: tuple[str, ...], seed: int, bench: Bench) -> list[Row]:
-    """Return the rows of all searches, or of those that were done when the user interrupted."""
+def _tune_all(
+    shapes: Sequence[Shape], implementations: tuple[str, ...], seed: int, seconds: float, bench: Bench
+) -> list[Row]:
+    """Return the rows of all searches, each of ``seconds`` a shape, or what was measured when the user interrupted."""
     rows: list[Row] = []
     try:
-        for shape in shapes:
-            for found in _tune(shape, implementations, seed, bench):
-                rows += found
-                best = next((row for row in found if row["is_best"]), None)
-                if best is not None:
-                    chosen = ", ".join(f"{name} {value}" for name, value in best["choice"].items())
-                    bench.on_note(f"{best['kernel']}: {chosen}, {best['speed_ratio']:.3f} times the table now")
+        with compiling_ahead(bench.device) as ahead:
+            for shape in shapes:
+                for search in _searches(shape, implementations, seed, seconds, bench, ahead):
+                    try:
+                        search.run()
+                    finally:
+                        rows += search.rows()
+                    bench.on_note(search.summary())
     except KeyboardInterrupt:
         if not rows:
             raise
         bench.on_note("interrupted; what was found is kept")
+    except RuntimeError as error:
+        if not rows or "CUDA error" not in str(error):
+            raise
+        bench.on_note(f"stopped: {describe_failure(error)[1]}; what was found is kept")
     return rows
 
 
-def _tune(shape: Shape, implementations: tuple[str, ...], seed: int, bench: Bench) -> Iterator[list[Row]]:
+def _searches(
+    shape: Shape, implementations: tuple[str, ...], seed: int, seconds: float, bench: Bench, ahead: Ahead
+) -> Iterator[Search]:
+    """Yield a search for each kernel, as long as time is left."""
     reason = unavailable_reason(bench.device.type, shape.dtype, shape.head_dim)
     if reason is not None or shape.window:
         why = reason or "windows use the tiles of whole sequences"
         bench.on_note(f"nothing to tune for T={shape.seq:,}, D={shape.head_dim}: {why}")
         return
+    left = countdown(seconds)
     inputs = draw(shape, seed, bench.device)
-    for tunable in kernels_of(shape, inputs):
-        owner = "hopper" if tunable.kernel.startswith("hopper") else "triton"
-        if not implementations or owner in implementations:
-            yield search(tunable, shape, inputs, bench)
+    judge = Judge(shape, inputs)
+    owners = implementations or ("hopper", "triton")
+    tunables = [
+        tunable
+        for tunable in kernels_of(shape, inputs)
+        if ("hopper" if tunable.kernel.startswith("hopper") else "triton") in owners
+    ]
+    for number, tunable in enumerate(tunables):
+        if number and left() <= 0:
+            names = ", ".join(other.kernel for other in tunables[number:])
+            bench.on_note(f"no time was left for {names}: raise `--max-seconds`, which is {seconds:g}")
+            return
+        yield Search(tunable, judge, bench, left, ahead)
 
 
 def _bench_shape(

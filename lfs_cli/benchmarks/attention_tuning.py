@@ -6,6 +6,13 @@ fastest, until none saves more than `GAIN`. A neighbour must compile without spi
 it is timed; after two runs those far behind are dropped, and the rest takes turns with the best so far. (Spills of the
 Hopper kernels are not looked at: ptxas counts those before and after the loops too, which cost next to nothing.)
 
+Compiling takes most of the time. So the neighbours of a step are compiled together first, in other processes
+(`attention_compiling.py`), and nothing is timed meanwhile. All kernels of a shape share one time limit,
+`--max-seconds`, or `TUNING_SECONDS` where that is not given. When it is over, what has been checked is timed, the best
+of it is told with a note that there was no more time, and kernels that have not begun are left out. What cannot be
+stopped passes the limit: the compilation at hand, a race of `RACE_SECONDS`, and the start of the first kernel, which is
+always tried.
+
 What is timed is the pass that the kernel belongs to, as that is what a user waits for: a backward pass is several
 kernels, of which one changes.
 
@@ -14,8 +21,10 @@ The row of each kernel that `is_best` is kept in `data/benchmarks/tuned_attentio
 Kernels do not read that file: to make a choice everybody's, copy it into the table of the kernel's file.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +51,14 @@ QUICK_RUNS = 2
 
 MOST_STEPS = 6
 """Steps from the start at most; each of them is a handful of compilations."""
+
+TUNING_SECONDS = 120.0
+"""Time for all kernels of a shape, where nobody sets another."""
+
+RACE_SECONDS = 1.0
+"""What a race may take when no time is left: a best of a single run would be chance."""
+
+CUT = "best so far, as there was no time to go on"
 
 
 @dataclass(frozen=True)
@@ -87,90 +104,172 @@ def refuse_without_gpu(device: torch.device) -> None:
         )
 
 
-def search(tunable: Tunable, shape: Shape, inputs: Inputs, bench: Bench) -> list[Row]:
-    """Walk from the start to a choice that no neighbour beats; return a row for every choice that was tried."""
-    judge = Judge(shape, inputs)
-    results: dict[Choice, Measurement] = {}
-    best = tunable.start
-    for _ in range(MOST_STEPS):
-        fresh = [choice for choice in (best, *tunable.neighbours(best)) if choice not in results]
-        if not fresh:
-            break
-        checked = {choice: _refusal(choice, tunable, judge, shape, bench) for choice in fresh}
-        results |= {choice: refusal for choice, refusal in checked.items() if refusal is not None}
-        fit = [choice for choice in dict.fromkeys((best, *fresh)) if checked.get(choice) is None]
-        results |= _race(fit, tunable, bench)
-        times = {choice: _median(results[choice]) for choice in fit if results[choice].status == "ok"}
-        if not times:
-            break
-        leader = min(times, key=lambda choice: times[choice])
-        if best in times and times[leader] > (1 - GAIN) * times[best]:
-            break
-        best = leader
-    return [_row(tunable, shape, choice, results, is_best=choice == best) for choice in results]
+Ahead = Callable[[Shape, str, Sequence[Choice], float, Callable[[int], None]], None]
+"""Compiles choices of a kernel for a shape, within so many seconds, and tells how many are done."""
 
 
-def _refusal(choice: Choice, tunable: Tunable, judge: Judge, shape: Shape, bench: Bench) -> Measurement | None:
-    """Return why ``choice`` is not to be timed: it does not run, spills or is wrong. None when it may be."""
-    bench.on_progress(f"compiling {tunable.kernel} {_text(tunable, choice)}", 0, 1)
-    try:
-        verdict = judge.compare(lambda: tunable.run(choice))
-    except Exception as error:  # a compiler may raise anything
-        status, note = describe_failure(error)
-        return Measurement(status=status, note=note)
-    spilled = tunable.spilled_bytes()
-    if spilled:
-        return Measurement(status="spills", note=f"{spilled} bytes do not fit into registers")
-    complaint = verdict.complaint(shape.dtype)
-    return Measurement(status="wrong", note=complaint) if complaint else None
+def nothing_ahead(*_: Any) -> None:
+    """Leave all compiling to the search."""
 
 
-def _race(choices: Sequence[Choice], tunable: Tunable, bench: Bench) -> dict[Choice, Measurement]:
-    """Time ``choices`` in turns, most of them only as long as they are not hopeless."""
+def countdown(seconds: float) -> Callable[[], float]:
+    """Return what tells how many of ``seconds`` from now on are left."""
+    end = time.monotonic() + seconds
+    return lambda: end - time.monotonic()
 
-    def measure(some: Sequence[Choice], bench: Bench) -> dict[Choice, Measurement]:
-        names = {_text(tunable, choice): choice for choice in some}
+
+@dataclass
+class Search:
+    """A walk from the start to a choice that no neighbour beats. What it has found can be asked for at any time.
+
+    Args:
+        tunable: The kernel.
+        judge: Knows the shape, and what is right.
+        bench: Where it runs, and how often.
+        left: Seconds that it may still take.
+        ahead: Compiles what will be tried.
+        results: Not given: what became of each choice that was tried.
+        best: Not given: where the walk is.
+        is_done: Not given: whether it has come to its end.
+    """
+
+    tunable: Tunable
+    judge: Judge
+    bench: Bench
+    left: Callable[[], float] = lambda: math.inf
+    ahead: Ahead = nothing_ahead
+    results: dict[Choice, Measurement] = field(default_factory=dict, init=False)
+    best: Choice = field(init=False)
+    is_done: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.best = self.tunable.start
+
+    def run(self) -> None:
+        """Walk, until nothing is faster or no time is left."""
+        is_whole = True
+        for step in range(1, MOST_STEPS + 1):
+            fresh = [
+                choice for choice in (self.best, *self.tunable.neighbours(self.best)) if choice not in self.results
+            ]
+            if not fresh:
+                break
+            if step > 1 and self.left() <= 0:
+                return
+            label = f"{self.tunable.kernel}, step {step}"
+            checked, fit = self._check(fresh, label)
+            is_whole = checked == len(fresh)
+            racing = list(dict.fromkeys((self.best, *fit))) if self.best not in fresh else fit
+            self._race(racing, label)
+            times = {choice: _median(self.results[choice]) for choice in racing if self.results[choice].status == "ok"}
+            if not times:
+                break
+            leader = min(times, key=lambda choice: times[choice])
+            if self.best in times and times[leader] > (1 - GAIN) * times[self.best]:
+                break
+            self.best = leader
+            milliseconds = f"{1e3 * times[leader]:.4g} ms"
+            self.bench.on_note(f"{label}: {len(self.results)} tried, {self._text(leader)} is best, {milliseconds}")
+        self.is_done = is_whole
+
+    def _check(self, choices: Sequence[Choice], label: str) -> tuple[int, list[Choice]]:
+        """Return how many of ``choices`` there was time to compile and judge, and those that may be timed."""
+
+        def compiled(done: int) -> None:
+            self.bench.on_progress(f"compiling {label}", done, len(choices))
+
+        self.ahead(self.judge.shape, self.tunable.kernel, choices, self.left(), compiled)
+        fit = []
+        for done, choice in enumerate(choices):
+            if self.left() <= 0 and choice != self.tunable.start:
+                return done, fit
+            self.bench.on_progress(f"checking {label}", done, len(choices))
+            refusal = self._refusal(choice)
+            if refusal is None:
+                fit.append(choice)
+            else:
+                self.results[choice] = refusal
+        return len(choices), fit
+
+    def _refusal(self, choice: Choice) -> Measurement | None:
+        """Return why ``choice`` is not to be timed: it does not run, spills or is wrong. None when it may be."""
+        try:
+            verdict = self.judge.compare(lambda: self.tunable.run(choice))
+        except Exception as error:  # a compiler may raise anything
+            status, note = describe_failure(error)
+            return Measurement(status=status, note=note)
+        spilled = self.tunable.spilled_bytes()
+        if spilled:
+            return Measurement(status="spills", note=f"{spilled} bytes do not fit into registers")
+        complaint = verdict.complaint(self.judge.shape.dtype)
+        return Measurement(status="wrong", note=complaint) if complaint else None
+
+    def _race(self, choices: Sequence[Choice], label: str) -> None:
+        """Time ``choices`` in turns, most of them only as long as they are not hopeless."""
+        quick = self._measure(choices, label, replace(self.bench, warmup=1, repeats=QUICK_RUNS))
+        limit = HOPELESS * min(map(_median, quick.values()), default=0.0)
+        note = f"over {HOPELESS} times the best after {QUICK_RUNS} runs"
+        for choice, result in quick.items():
+            if result.timing and result.timing.median > limit:
+                self.results[choice] = replace(result, status="slow", note=note)
+            else:
+                self.results.setdefault(choice, result)  # what has run longer is known better
+        rest = [choice for choice, result in quick.items() if result.timing and result.timing.median <= limit]
+        for choice, result in self._measure(rest, label, self.bench).items():
+            if result.timing:
+                self.results[choice] = result
+
+    def _measure(self, choices: Sequence[Choice], label: str, bench: Bench) -> dict[Choice, Measurement]:
+        if not choices:
+            return {}
+        seconds = max(RACE_SECONDS, min(self.bench.max_seconds, self.left()))
+        names = {self._text(choice): choice for choice in choices}
         candidates = [
-            Candidate(name, run=lambda choice=choice: tunable.run(choice), may_fail=True)
+            Candidate(name, run=lambda choice=choice: self.tunable.run(choice), may_fail=True)
             for name, choice in names.items()
         ]
-        return {names[name]: result for name, result in bench.measure(f"tuning {tunable.kernel}", candidates).items()}
+        bench = replace(bench, max_seconds=seconds)
+        return {names[name]: result for name, result in bench.measure(f"timing {label}", candidates).items()}
 
-    quick = measure(choices, replace(bench, warmup=1, repeats=QUICK_RUNS))
-    limit = HOPELESS * min(map(_median, quick.values()), default=0.0)
-    slow = {
-        choice: replace(result, status="slow", note=f"over {HOPELESS} times the best after {QUICK_RUNS} runs")
-        for choice, result in quick.items()
-        if result.timing and result.timing.median > limit
-    }
-    failed = {choice: result for choice, result in quick.items() if not result.timing}
-    rest = [choice for choice in choices if choice not in slow | failed]
-    return slow | failed | (measure(rest, bench) if rest else {})
+    def _text(self, choice: Choice) -> str:
+        return ", ".join(f"{name} {value}" for name, value in zip(self.tunable.names, choice, strict=True))
+
+    def rows(self) -> list[Row]:
+        """Return a row for every choice that was tried so far."""
+        return [self._row(choice, result) for choice, result in self.results.items()]
+
+    def _row(self, choice: Choice, result: Measurement) -> Row:
+        tunable, shape = self.tunable, self.judge.shape
+        flops = PASSES[tunable.kind] * shape.forward_flops
+        is_best = choice == self.best and result.status == "ok"
+        if is_best and not self.is_done:
+            result = replace(result, note=CUT)
+        return {
+            **describe(shape, tunable.kind),
+            "kernel": tunable.kernel,
+            "bucket": dict(tunable.bucket),
+            "choice": dict(zip(tunable.names, choice, strict=True)),
+            "is_start": choice == tunable.start,
+            "is_best": is_best,
+            "tflops": flops / result.timing.median / 1e12 if result.timing else None,
+            **result.row(self.results.get(tunable.start), "the table now"),
+        }
+
+    def summary(self) -> str:
+        """Return what was found, in a sentence."""
+        best = next((row for row in self.rows() if row["is_best"]), None)
+        found = f"{self.tunable.kernel}: {len(self.results)} tried, "
+        if best is None:
+            found += "and none of them can be taken"
+        else:
+            ratio = best["speed_ratio"]
+            found += self._text(self.best)
+            found += f", {ratio:.3f} times the table now" if ratio else ", and the table now cannot be timed"
+        return found if self.is_done else f"{found}; {CUT}"
 
 
 def _median(result: Measurement) -> float:
-    return result.timing.median if result.timing else float("inf")
-
-
-def _text(tunable: Tunable, choice: Choice) -> str:
-    return ", ".join(f"{name} {value}" for name, value in zip(tunable.names, choice, strict=True))
-
-
-def _row(
-    tunable: Tunable, shape: Shape, choice: Choice, results: Mapping[Choice, Measurement], *, is_best: bool
-) -> Row:
-    result = results[choice]
-    flops = PASSES[tunable.kind] * shape.forward_flops
-    return {
-        **describe(shape, tunable.kind),
-        "kernel": tunable.kernel,
-        "bucket": dict(tunable.bucket),
-        "choice": dict(zip(tunable.names, choice, strict=True)),
-        "is_start": choice == tunable.start,
-        "is_best": is_best and result.status == "ok",
-        "tflops": flops / result.timing.median / 1e12 if result.timing else None,
-        **result.row(results[tunable.start], "the table now"),
-    }
+    return result.timing.median if result.timing else math.inf
 
 
 def kernels_of(shape: Shape, inputs: Inputs) -> Iterator[Tunable]:

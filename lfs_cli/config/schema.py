@@ -849,7 +849,8 @@ class BenchConfig(Settings):
     """Runs that are counted."""
 
     max_seconds: Positive = 10.0
-    """Seconds after which one comparison stops early, with fewer runs; never before one has counted."""
+    """Seconds after which one comparison stops early, with fewer runs; never before one has counted. Where it is set,
+    `attention.tune` ends after as long for each shape, else after 120."""
 
     seed: Seed = 0
     """Seed of the random inputs."""

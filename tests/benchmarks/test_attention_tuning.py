@@ -1,9 +1,10 @@
 """The search for tiles: where it goes, what it leaves out, and what it keeps."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,17 +12,35 @@ from torch import Tensor
 
 from lfs_cli.benchmarks import Bench, attention, attention_tuning
 from lfs_cli.benchmarks.attention import draw
-from lfs_cli.benchmarks.attention_accuracy import TENSORS, Inputs
+from lfs_cli.benchmarks.attention_accuracy import TENSORS, Inputs, Judge
 from lfs_cli.benchmarks.attention_shapes import Shape
-from lfs_cli.benchmarks.attention_tuning import Choice, Tunable, refuse_without_gpu, search
+from lfs_cli.benchmarks.attention_tuning import (
+    CUT,
+    RACE_SECONDS,
+    TUNING_SECONDS,
+    Choice,
+    Search,
+    Tunable,
+    countdown,
+    nothing_ahead,
+    refuse_without_gpu,
+)
+from lfs_cli.config import BenchConfig, load_config
 from lfs_cli.errors import DeviceError
 from lfs_cli.kernels import hopper_attention, triton_attention
 from lfs_cli.model import ATTENTION
 from lfs_cli.runs.bench import _keep_tuned
 from lfs_cli.runs.observer import Observer
 
+CPU = torch.device("cpu")
 SHAPE = Shape(1, 2, 2, 8, 4, torch.float32)
-INPUTS = draw(SHAPE, 0, torch.device("cpu"))
+INPUTS = draw(SHAPE, 0, CPU)
+
+
+@pytest.fixture(autouse=True)
+def no_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each race collects garbage first, which takes nearly all of its time here."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
 
 
 def output(inputs: Inputs = INPUTS) -> dict[str, Tensor]:
@@ -53,7 +72,7 @@ class FakeKernel:
         self.timed.append(self.last)
         return self.seconds(*self.last)
 
-    def rows(self, start: Choice = (32, 1), **bench) -> dict[Choice, dict]:
+    def search(self, start: Choice = (32, 1), left=lambda: math.inf, ahead=nothing_ahead, **bench) -> Search:
         tunable = Tunable(
             kernel="forward",
             bucket={"bytes": 4},
@@ -65,8 +84,16 @@ class FakeKernel:
             spilled_bytes=self.spilled,
         )
         bench = {"warmup": 1, "repeats": 3, **bench}
-        found = search(tunable, SHAPE, INPUTS, Bench(torch.device("cpu"), timer=self.timer, **bench))
-        return {tuple(row["choice"].values()): row for row in found}
+        return Search(tunable, Judge(SHAPE, INPUTS), Bench(CPU, timer=self.timer, **bench), left, ahead)
+
+    def rows(self, start: Choice = (32, 1), **how) -> dict[Choice, dict]:
+        search = self.search(start, **how)
+        search.run()
+        return by_choice(search)
+
+
+def by_choice(search: Search) -> dict[Choice, dict]:
+    return {tuple(row["choice"].values()): row for row in search.rows()}
 
 
 def distance_to(block: int, stages: int) -> Callable[[int, int], float]:
@@ -134,10 +161,10 @@ def test_hopeless_choices_are_dropped_after_two_runs() -> None:
 def test_no_choice_is_compiled_twice_for_the_judge() -> None:
     kernel = FakeKernel(distance_to(128, 3))
     judged: list[Choice] = []
-    real = attention_tuning._refusal
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_tuning, "_refusal", lambda choice, *rest: judged.append(choice) or real(choice, *rest))
-        kernel.rows()
+    search = kernel.search()
+    real = search._refusal
+    search._refusal = lambda choice: judged.append(choice) or real(choice)
+    search.run()
     assert len(judged) == len(set(judged)) > 5
 
 
@@ -204,31 +231,193 @@ def test_tuning_without_compiled_kernels_is_refused(monkeypatch: pytest.MonkeyPa
     assert "leave out `--tune`" in caught.value.hint
 
 
+def test_a_walk_that_ends_by_itself_is_done() -> None:
+    search = FakeKernel(distance_to(128, 3)).search()
+    search.run()
+    assert search.is_done
+    assert {row["note"] for row in search.rows() if row["status"] == "ok"} == {""}
+    assert search.summary() == "forward: 9 tried, block 128, stages 3, 1.300 times the table now"
+
+
+def test_the_start_is_measured_even_when_no_time_is_left() -> None:
+    kernel = FakeKernel(distance_to(128, 3))
+    search = kernel.search(left=lambda: 0.0)
+    search.run()
+    rows = by_choice(search)
+    assert list(rows) == best(rows) == [(32, 1)]
+    assert rows[32, 1]["runs"] == 3  # a race of a second
+    assert (rows[32, 1]["note"], search.is_done) == (CUT, False)
+    assert search.summary() == f"forward: 1 tried, block 32, stages 1, 1.000 times the table now; {CUT}"
+
+
+@pytest.mark.parametrize("checks", range(1, 9))
+def test_what_was_checked_before_the_time_was_over_is_in_the_rows(checks: int) -> None:
+    kernel = FakeKernel(distance_to(128, 3))
+    judged: list[Choice] = []
+    search = kernel.search(left=lambda: float(len(judged) < checks))
+    real = search._refusal
+    search._refusal = lambda choice: judged.append(choice) or real(choice)
+    search.run()
+    rows = by_choice(search)
+    assert len(judged) == checks
+    assert set(rows) == set(judged) == set(kernel.timed)
+    assert {row["status"] for row in rows.values()} <= {"ok", "slow"}
+    (leader,) = best(rows)
+    assert rows[leader]["median_ms"] == min(row["median_ms"] for row in rows.values())
+    assert (rows[leader]["note"], search.is_done) == (CUT, False)
+    assert CUT in search.summary()
+
+
+def test_a_race_takes_no_longer_than_what_is_left() -> None:
+    allowed: list[float] = []
+    search = FakeKernel(distance_to(32, 1)).search(left=lambda: 7.0, max_seconds=5.0)
+    real = Bench.measure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bench, "measure", lambda bench, *rest: allowed.append(bench.max_seconds) or real(bench, *rest))
+        search.run()
+        search = replace(search, left=lambda: 3.0)
+        search.run()
+        search = replace(search, left=lambda: 0.25)
+        search.run()
+    assert allowed == [5.0] * 2 + [3.0] * 2 + [RACE_SECONDS] * 2
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError("CUDA error: an illegal access")])
+@pytest.mark.parametrize(("runs", "timed"), [(4, 0), (6, 0), (20, 4), (34, 4), (60, 7)])
+def test_what_was_measured_before_an_interruption_is_in_the_rows(runs: int, timed: int, raised) -> None:
+    """At any moment: while checking, in a quick look, in the race after it, in a later step."""
+    kernel = FakeKernel(distance_to(128, 3))
+    real = kernel.run
+
+    def run(choice: Choice) -> dict[str, Tensor]:
+        if len(kernel.compiled) == runs:
+            raise raised
+        return real(choice)
+
+    kernel.run = run
+    search = kernel.search()
+    if isinstance(raised, RuntimeError):  # which the bench keeps as a result: then nothing more can be measured
+        search.run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            search.run()
+    rows = by_choice(search)
+    assert len([choice for choice, row in rows.items() if row["median_ms"]]) == timed
+    assert len(best(rows)) == (timed > 0)
+    json.dumps(list(rows.values()))
+
+
+def test_neighbours_are_compiled_ahead_of_their_check_and_progress_says_how_far_it_is() -> None:
+    order, told = [], []
+
+    def ahead(shape, kernel, choices, seconds, done) -> None:
+        order.append(("ahead", tuple(choices)))
+        assert (shape, kernel, seconds) == (SHAPE, "forward", 60.0)
+        for number in range(len(choices) + 1):
+            done(number)
+
+    kernel = FakeKernel(distance_to(64, 1))
+    search = kernel.search(left=lambda: 60.0, ahead=ahead, on_progress=lambda *progress: told.append(progress))
+    real = search._refusal
+    search._refusal = lambda choice: order.append(("check", choice)) or real(choice)
+    search.run()
+    first, second = (choices for what, choices in order if what == "ahead")
+    assert first == ((32, 1), (16, 1), (64, 1), (32, 2))
+    assert second == ((128, 1), (64, 2))
+    assert [what for what, _ in order] == ["ahead", *["check"] * 4, "ahead", *["check"] * 2]
+    assert [progress for progress in told if progress[0] == "compiling forward, step 1"] == [
+        ("compiling forward, step 1", done, 4) for done in range(5)
+    ]
+    assert ("checking forward, step 2", 1, 2) in told
+    assert ("timing forward, step 2", 9, 9) in told
+
+
+def test_each_step_is_told() -> None:
+    notes: list[str] = []
+    FakeKernel(distance_to(128, 1)).rows(on_note=notes.append)
+    assert notes == [
+        "forward, step 1: 4 tried, block 64, stages 1 is best, 1100 ms",
+        "forward, step 2: 6 tried, block 128, stages 1 is best, 1000 ms",
+    ]
+
+
+class FakeSearch(Search):
+    """Finds the best at once, or is interrupted after it has measured the start."""
+
+    def run(self) -> None:
+        kernel = FakeKernel(distance_to(64, 2))
+        search = kernel.search()
+        search.run()
+        self.results, self.best, self.is_done = search.results, search.best, True
+        if self.tunable.kernel == "forward":
+            self.results = {(32, 1): search.results[32, 1]}
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[dict], list[str]]]:
+    """Tune fake kernels by name; return the rows and the notes."""
+
+    def tune(*kernels: str, names: tuple[str, ...] = (), seconds: float = 60.0) -> tuple[list[dict], list[str]]:
+        offered = [replace(FakeKernel(distance_to(64, 2)).search().tunable, kernel=kernel) for kernel in kernels]
+        monkeypatch.setattr(attention, "kernels_of", lambda *_: iter(offered))
+        monkeypatch.setattr(attention, "Search", FakeSearch)
+        monkeypatch.setattr(attention, "unavailable_reason", lambda *_: None)
+        notes: list[str] = []
+        rows = attention._tune_all([SHAPE], names, 0, seconds, Bench(CPU, torch.float32, on_note=notes.append))
+        return rows, notes
+
+    return tune
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [((), ["hopper forward", "dq", "dkdv"]), (("hopper",), ["hopper forward"]), (("triton",), ["dq", "dkdv"])],
+    [
+        ((), ["hopper forward", "dq", "dkdv", "forward"]),
+        (("hopper",), ["hopper forward"]),
+        (("triton",), ["dq", "dkdv", "forward"]),
+    ],
 )
-def test_what_was_found_before_an_interruption_is_kept(
-    names: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def search(kernel: str, *_: object) -> list[dict]:
-        if kernel == "forward":
-            raise KeyboardInterrupt
-        row = next(row for row in FakeKernel(distance_to(64, 2)).rows().values() if row["is_best"])
-        return [row | {"kernel": kernel}]
-
-    kernels = [SimpleNamespace(kernel=kernel) for kernel in ("hopper forward", "dq", "dkdv", "forward")]
-    monkeypatch.setattr(attention, "kernels_of", lambda *_: iter(kernels))
-    monkeypatch.setattr(attention, "search", lambda tunable, *_: search(tunable.kernel))
-    monkeypatch.setattr(attention, "unavailable_reason", lambda *_: None)
-    notes: list[str] = []
-    bench = Bench(torch.device("cpu"), torch.float32, on_note=notes.append)
-    rows = attention._tune_all([SHAPE], names, 0, bench)
-    assert [row["kernel"] for row in rows] == expected
+def test_what_was_found_before_an_interruption_is_kept(names: tuple[str, ...], expected: list[str], tune) -> None:
+    rows, notes = tune("hopper forward", "dq", "dkdv", "forward", names=names)
+    assert list(dict.fromkeys(row["kernel"] for row in rows)) == expected
     assert (notes[-1] == "interrupted; what was found is kept") == (names != ("hopper",))
-    kernels[0].kernel = "forward"
+    if "forward" in expected:
+        (start,) = [row for row in rows if row["kernel"] == "forward"]
+        assert start["median_ms"]
+        assert start["is_start"]
+
+
+def test_an_interruption_before_anything_was_measured_is_one(tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeSearch, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        attention._tune_all([SHAPE], (), 0, bench)
+        tune("dq")
+
+
+def test_the_first_kernel_has_its_turn_and_those_without_time_are_named(tune) -> None:
+    rows, notes = tune("hopper forward", "dq", "dkdv", seconds=1e-9)
+    assert {row["kernel"] for row in rows} == {"hopper forward"}
+    assert notes[-1] == "no time was left for dq, dkdv: raise `--max-seconds`, which is 1e-09"
+
+
+@pytest.mark.parametrize(("options", "seconds"), [([], TUNING_SECONDS), (["max_seconds=10.0"], 10.0)])
+def test_the_time_limit_is_the_users_or_one_for_tuning(
+    options: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(attention, "refuse_without_gpu", lambda _: None)
+    monkeypatch.setattr(attention, "_tune_all", lambda shapes, names, seed, seconds, bench: asked.append(seconds))
+    settings = load_config(BenchConfig, None, ["benchmark=attention", "attention.tune=true", *options])
+    attention.bench_attention(settings, Bench(CPU))
+    assert asked == [seconds]
+
+
+def test_time_passes() -> None:
+    assert 0 < countdown(1e3)() < 1e3
+    assert countdown(0.0)() <= 0
 
 
 class Warnings(Observer):
