@@ -1,5 +1,6 @@
 """`lfs train`: train a model from a JSON config."""
 
+import json
 import re
 import shlex
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lfs_cli.config import TrainConfig
     from lfs_cli.runs.plan import Plan
     from lfs_cli.runs.recorder import Evaluation, StepRecord
+    from lfs_cli.runs.train import TrainResult
 
 DEFAULT = Path("config.json")
 COLUMNS = (
@@ -127,7 +129,30 @@ def command(
         )
         raise typer.Exit(128 + result.signal)
     chosen = f"--run {_run_name(result.directory)} " if out or resume else ""  # else it is the newest run
-    console.next(f"wrote {result.directory}; next: `lfs generate {chosen}--prompt {_quoted(settings.sample_prompt)}`")
+    write = f"`lfs generate {chosen}--prompt {_quoted(settings.sample_prompt)}`"
+    if result.steps == result.first_steps:
+        console.next(f"{_was_finished(settings, result)}, or {write}")
+    else:
+        console.next(f"wrote {result.directory}; next: {write}")
+
+
+def _was_finished(config: "TrainConfig", result: "TrainResult") -> str:
+    """Say that a run which was to go on had nothing left to do, and what would give it more."""
+    from lfs_cli.runs.folder import RunFolder
+
+    run = RunFolder(result.directory)
+    if result.steps >= config.steps:
+        done, more = f"its {result.steps:,} steps are done", f" --set steps={2 * result.steps}"
+    else:
+        done, more = f"{result.steps:,} steps were done in its {config.max_time}", ""
+    if config.max_seconds is not None and 2 * result.seconds > config.max_seconds:
+        more += f" --max-time {2 * config.max_seconds}s"
+    if config.plugins:
+        more += f" --set {shlex.quote(f'plugins={json.dumps(config.plugins)}')}"
+    return (
+        f"{run.path} is finished: {done} and saved in {run.checkpoint(result.steps)}; "
+        f"next: `lfs train --resume {_run_name(run.path)}{more}` for more of them"
+    )
 
 
 def _refuse_contradictions(config: Path | None, config_file: Path | None, *, on: str | None, dry_run: bool) -> None:

@@ -55,6 +55,7 @@ class TrainResult:
         problem: What went wrong in a run that diverged, and where in the model; else empty.
         hint: What to do about it.
         steps: Steps done.
+        first_steps: Those of them that had been done before: all of them when a run that is finished is to go on.
         loss: Mean nats per token of the last training batch.
         best_val_loss: Lowest validation loss, or None when the run ended before its first evaluation.
         perplexity: e to that loss.
@@ -74,6 +75,7 @@ class TrainResult:
     problem: str
     hint: str
     steps: int
+    first_steps: int
     loss: float | None
     best_val_loss: float | None
     perplexity: float | None
@@ -140,6 +142,7 @@ def _train(
     """Train in the folder ``run``, which is locked, and return the result and its row."""
     finish_writing(run)
     progress = restore(config, run, setup, observer) if is_resumed else Progress()
+    first_steps = progress.step
     keep_config(run, config)
     recorder = Recorder(config, run, progress, observer, setup.device)
     microbatch = decide_microbatch(config, setup, recorder)
@@ -185,6 +188,7 @@ def _train(
         signal=0 if is_complete else stop.number,
         problem=problem,
         hint=hint,
+        first_steps=first_steps,
     )
     row = _row(config, result, setup)
     write_json(run.result, row)

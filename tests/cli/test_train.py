@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -370,6 +371,36 @@ def test_a_change_on_resume_is_shown(tiny: Path, data_folder: Path) -> None:
     assert result.stderr.startswith(
         "`steps` is `5` from here on, and was `4`: the weights will not be those of the run as it began\n"
     )
+
+
+def test_a_finished_run_says_so_and_how_to_train_it_for_longer(tiny: Path, data_folder: Path) -> None:
+    run = Path(train_json(tiny)["rows"][0]["run"])
+    result = lfs("train", "--resume", run.name)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        f"{run} is finished: its 4 steps are done and saved in {run}/checkpoints/step-000004; "
+        f"next: `lfs train --resume {run.name} --set steps=8` for more of them, "
+        f'or `lfs generate --run {run.name} --prompt "Once"`'
+    )
+    assert lfs("train", *re.search(r"`lfs train (.*?)`", result.stderr)[1].split(), "--quiet").exit_code == 0
+    assert RunFolder(run).checkpoint_steps()[-1] == 8
+
+
+def test_a_run_that_used_up_its_time_says_what_more_of_it_takes(tiny: Path, data_folder: Path) -> None:
+    lfs("train", tiny, "--max-time", "1s", "--set", "steps=100000000", "--set", "eval_every=100000000")
+    result = lfs("train", "--resume", "last")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"is finished: [\d,]+ steps were done in its 1s and .* --max-time 2s` for more", result.stderr)
+
+
+def test_the_command_for_more_of_a_run_names_its_plugins(
+    tiny: Path, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_json(tiny, "--set", 'plugins=["json"]')
+    result = lfs("train", "--resume", "last", "--set", 'plugins=["json"]')
+    command = re.search(r"`lfs (train .*?)`", result.stderr.splitlines()[-1])[1]
+    assert lfs(*shlex.split(command), "--quiet").exit_code == 0
 
 
 def test_a_damaged_checkpoint_is_warned_of(tiny: Path, data_folder: Path) -> None:
