@@ -14,7 +14,7 @@ import ast
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -91,29 +91,6 @@ class Registry(Generic[T]):
             self._discovered = True
             for module in pkgutil.iter_modules(import_module(self.room).__path__):
                 import_module(f"{self.room}.{module.name}")
-
-
-def import_plugins(modules: Sequence[str]) -> None:
-    """Import modules of the user's, which may register parts of their own. Raises ConfigError for one that fails.
-
-    They are found in the current folder too, where the `lfs` command, unlike `python -m`, does not look by itself.
-    """
-    here = str(Path.cwd())
-    if modules and here not in sys.path:
-        sys.path.append(here)
-    for name in modules:
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"plugin `{name}` cannot be imported: {error}",
-                hint="name a module of the current folder or of the Python path",
-            ) from None
-        except Exception as error:
-            raise ConfigError(
-                f"plugin `{name}` cannot be imported: {type(error).__name__}: {error}",
-                hint=f"see where with `python -m {name}`",
-            ) from error
 
 
 def check_options(kind: str, name: str, options: Iterable[str], accepted: Iterable[str]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lfs_cli.errors import ConfigError, did_you_mean
-from lfs_cli.registry import Registry, catalogue, import_plugins
+from lfs_cli.registry import Registry, catalogue
+from lfs_cli.runs.plugins import import_plugins
 
 ROOMS = [
     ("lfs_cli.optimizers", "OPTIMIZERS"),
@@ -63,14 +64,39 @@ def test_the_catalogue_knows_what_was_registered_elsewhere(monkeypatch: pytest.M
     assert catalogue("lfs_cli.optimizers", "OPTIMIZERS")["mine"] == ("params", "lr", "decay")
 
 
-@pytest.mark.parametrize("source", ["raise RuntimeError('hm')", "def (", "from lfs_cli.optimizers import NOPE"])
+FAILING = {
+    "x = 1\nraise RuntimeError('hm')": ("RuntimeError: hm ({path}, line 2)", "see where with `python -m {name}`"),
+    "import sys; sys.exit(3)": ("SystemExit: 3 ({path}, line 1)", "see where with `python -m {name}`"),
+    "def (": ("SyntaxError: ", "see where with `python -m {name}`"),
+    "from lfs_cli.optimizers import NOPE": ("ImportError: ", "see where with `python -m {name}`"),
+    "\nimport nope": ("No module named 'nope' ({path}, line 2)", "install what has `nope`, or leave its import out"),
+}
+
+
+@pytest.mark.parametrize("source", FAILING)
 def test_a_plugin_that_fails_is_named(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message, hint = (text.format(path=tmp_path / "broken_plugin.py", name="broken_plugin") for text in FAILING[source])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "broken_plugin.py").write_text(source)
     with pytest.raises(ConfigError, match="plugin `broken_plugin` cannot be imported: ") as caught:
         import_plugins(["broken_plugin"])
-    assert caught.value.hint == "see where with `python -m broken_plugin`"
+    assert message in str(caught.value)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("plugins/mine.py", "name the module and not its file: `plugins.mine`"),
+        ("/plugins/mine.py", "name a module of the current folder or of the Python path"),
+        ("", "name a module of the current folder or of the Python path"),
+    ],
+)
+def test_what_names_no_plugin_is_answered(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be imported: ") as caught:
+        import_plugins([name])
+    assert caught.value.hint == hint
 
 
 def test_a_hint_names_the_nearest_choice_or_all() -> None:

@@ -1,7 +1,8 @@
 """The Typer app: six commands, and one way for all of them to fail.
 
 An `LfsError` becomes an `error:` line and a `hint:` line and the error's exit code. A slip on the command line becomes
-the same two lines and exit code 2. Anything else is a bug in lfs: its traceback stays, with a line that says so.
+the same two lines and exit code 2. What a plugin raises is the plugin's, and its part of the traceback is shown, too.
+Anything else is a bug in lfs: its traceback stays, with a line that says so.
 """
 
 import os
@@ -10,6 +11,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,18 +57,10 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             _forsake_stdout()
             code = 1
-        except OSError as error:
-            hint = remedy(error)
-            if hint is None:
-                _confess()
+        except Exception as error:
+            code = _explain_system(error) or _blame(error)
+            if code is None:
                 raise
-            if error.filename is None:
-                _forsake_stdout()
-            where = f"cannot use {error.filename}" if error.filename else "cannot write"
-            code = _fail(f"{where}: {error.strerror}", hint, 1)
-        except Exception:
-            _confess()
-            raise
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -105,8 +99,35 @@ def _fail(message: str, hint: str | None, code: int) -> int:
     return code
 
 
-def _confess() -> None:
-    print("error: this is a bug in lfs; the traceback below tells where\n", file=sys.stderr)
+def _explain_system(error: Exception) -> int | None:
+    """Tell of an error of the system that the user can mend. Returns the exit code; None for another error."""
+    if not isinstance(error, OSError) or (hint := remedy(error)) is None:
+        return None
+    if error.filename is None:
+        _forsake_stdout()
+    where = f"cannot use {error.filename}" if error.filename else "cannot write"
+    return _fail(f"{where}: {error.strerror}", hint, 1)
+
+
+def _blame(error: Exception) -> int | None:
+    """Tell of what a plugin raised, with its part of the traceback; anything else is a bug in lfs.
+
+    Returns:
+        The exit code; None when ``error`` is to be raised again.
+    """
+    from lfs_cli.runs.plugins import find_plugin_failure, imported_plugins
+
+    failure = find_plugin_failure(error)
+    if failure is None:
+        plugins = "".join(f", or in the plugin `{name}`" for name in imported_plugins())
+        print(f"error: this is a bug in lfs{plugins}; the traceback below tells where\n", file=sys.stderr)
+        return None
+    what = "".join(traceback.format_exception_only(error)).strip()
+    message = f"the plugin `{failure.plugin}` failed in {failure.path}, line {failure.line}: {what}"
+    code = _fail(message, "mend it there; the traceback below tells what led to it", 1)
+    trace = "".join(traceback.format_exception(type(error), error, failure.traceback))
+    print(f"\n{printable(trace)}", file=sys.stderr, end="")
+    return code
 
 
 def _forsake_stdout() -> None:

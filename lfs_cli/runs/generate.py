@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lfs_cli.config import GenerateConfig
 from lfs_cli.generation.language_model import LanguageModel, Piece, find_checkpoint, is_checkpoint
-from lfs_cli.registry import import_plugins
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
+from lfs_cli.runs.plugins import import_plugins
 
 
 @dataclass(frozen=True)

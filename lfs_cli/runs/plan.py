@@ -8,8 +8,8 @@ from lfs_cli.benchmarks.machine import free_bytes
 from lfs_cli.config import TrainConfig
 from lfs_cli.errors import ConfigError
 from lfs_cli.model.device import choose_compile
-from lfs_cli.registry import import_plugins
 from lfs_cli.runs.microbatch import USED_SHARE
+from lfs_cli.runs.plugins import import_plugins
 from lfs_cli.runs.setup import resolve
 from lfs_cli.training.cost import device_name, flops_per_token, parameter_count
 from lfs_cli.training.gpus import GPU, gpu_called, known_gpu

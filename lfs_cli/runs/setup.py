@@ -20,10 +20,10 @@ from lfs_cli.generation.language_model import LanguageModel
 from lfs_cli.model import Transformer, next_token_loss, resolve_attention
 from lfs_cli.model.device import choose_compile, choose_device, choose_dtype, compiled_call, precision
 from lfs_cli.optimizers import Optimizer, build_optimizers, build_schedule
-from lfs_cli.registry import import_plugins
 from lfs_cli.runs.download import download
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
+from lfs_cli.runs.plugins import import_plugins
 from lfs_cli.runs.tokenize import TokenizeResult, made_before, tokenize
 from lfs_cli.tokenizer import Tokenizer
 from lfs_cli.training.cost import parameter_count

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from lfs_cli.cli.app import app
 from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.corpus.batches import BatchesOnDevice
-from lfs_cli.runs import setup
+from lfs_cli.model import ATTENTION
+from lfs_cli.runs import plugins, setup
 from lfs_cli.runs.folder import RunFolder
 
 TINY = {
@@ -401,6 +402,50 @@ def test_the_command_for_more_of_a_run_names_its_plugins(
     result = lfs("train", "--resume", "last", "--set", 'plugins=["json"]')
     command = re.search(r"`lfs (train .*?)`", result.stderr.splitlines()[-1])[1]
     assert lfs(*shlex.split(command), "--quiet").exit_code == 0
+
+
+PLUGIN = """
+import torch
+from lfs_cli.model import ATTENTION
+
+
+@ATTENTION.register("raises")
+def raises(q_BTHD, k_BSGD, v_BSGD, *, causal=True):
+    return torch.bmm(q_BTHD, k_BSGD)
+
+
+@ATTENTION.register("gives nothing")
+def gives_nothing(q_BTHD, k_BSGD, v_BSGD, *, causal=True):
+    return None
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `my_attention` in the current folder, which is forgotten after the test."""
+    (tmp_path / "my_attention.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins, "_PLUGINS", {})
+    monkeypatch.setattr(ATTENTION, "_entries", dict(ATTENTION._entries))
+    monkeypatch.delitem(sys.modules, "my_attention", raising=False)
+    return tmp_path / "my_attention.py"
+
+
+def test_what_a_plugin_raises_is_not_called_a_bug_in_lfs(tiny: Path, data_folder: Path, plugin: Path) -> None:
+    result = lfs("train", tiny, "--set", 'plugins=["my_attention"]', "--set", "model.attention=raises")
+    assert result.exit_code == 1
+    error, hint, *traceback = result.stderr[result.stderr.index("error: ") :].split("\n\n")
+    assert error.startswith(f"error: the plugin `my_attention` failed in {plugin}, line 8: RuntimeError: ")
+    assert hint == "hint: mend it there; the traceback below tells what led to it"
+    assert re.match(r'Traceback .*\n  File ".*my_attention.py", line 8, in raises\n', traceback[0])
+    assert "bug in lfs" not in result.stderr
+
+
+def test_a_bug_beside_a_plugin_may_be_the_plugins(tiny: Path, data_folder: Path, plugin: Path) -> None:
+    result = lfs("train", tiny, "--set", 'plugins=["my_attention"]', "--set", "model.attention=gives nothing")
+    assert isinstance(result.exception, AttributeError)
+    assert "error: this is a bug in lfs, or in the plugin `my_attention`; the trace" in result.stderr
 
 
 def test_a_damaged_checkpoint_is_warned_of(tiny: Path, data_folder: Path) -> None:
