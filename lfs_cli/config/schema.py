@@ -873,11 +873,25 @@ class BenchConfig(Settings):
     generation: GenerationBench = GenerationBench()
     """Settings of `lfs bench generation`."""
 
+    plugins: Names = ()
+    """Modules to import first, which may register parts of their own."""
+
     @model_validator(mode="after")
-    def _parts_exist(self) -> "BenchConfig":
+    def _fits_together(self) -> "BenchConfig":
         if not self.benchmark:
             known = ", ".join(sorted(catalogue("lfs_cli.benchmarks", "BENCHMARKS")))
             raise ConfigError("no benchmark is named", hint=f"choose one of: {known}")
+        if not self.plugins:  # else it is up to who imports them: a plugin may register any name
+            self.check_names()
+        if self.benchmark == "model" and self.dtype != "auto" and self.model.precisions:
+            raise ConfigError(
+                "`dtype` and `model.precisions` both set the type of the numbers",
+                hint="leave out one of them, such as `dtype`",
+            )
+        return self
+
+    def check_names(self) -> None:
+        """Raise ConfigError for the name of a part that nothing has registered."""
         check_registered("benchmark", "lfs_cli.benchmarks", "BENCHMARKS", self.benchmark)
         ours = catalogue("lfs_cli.model", "ATTENTION")
         implementations = {*catalogue("lfs_cli.benchmarks", "IMPLEMENTATIONS"), *ours}
@@ -886,16 +900,10 @@ class BenchConfig(Settings):
                 raise ConfigError(
                     f"unknown implementation of attention `{name}`", hint=did_you_mean(name, implementations)
                 )
-        if self.benchmark == "model" and self.dtype != "auto" and self.model.precisions:
-            raise ConfigError(
-                "`dtype` and `model.precisions` both set the type of the numbers",
-                hint="leave out one of them, such as `dtype`",
-            )
         if self.model.attention not in ("torch", "auto"):
             check_registered("attention backend", "lfs_cli.model", "ATTENTION", self.model.attention)
         for name in self.optimizer.names:
             check_registered("optimizer", "lfs_cli.optimizers", "OPTIMIZERS", name)
-        return self
 
 
 class GenerateConfig(Settings):

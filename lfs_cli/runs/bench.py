@@ -18,6 +18,7 @@ from lfs_cli.reports.plot import check_plot
 from lfs_cli.reports.speeds import check_can_draw, draw_speeds
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
+from lfs_cli.runs.plugins import import_plugins
 
 Rows = Sequence[Mapping[str, Any]]
 Check = Callable[[Path], None]
@@ -66,12 +67,14 @@ def bench(config: BenchConfig, data: DataFolder | None = None, observer: Observe
         observer: Is told what happens.
 
     Raises:
-        ConfigError: When settings do not fit each other, or a picture cannot be drawn.
+        ConfigError: When settings do not fit each other, a plugin cannot be imported, or a picture cannot be drawn.
         DeviceError: When this machine does not have the device.
         DataError: When the text to measure on is missing.
         CheckpointError: When the run to measure with is missing.
     """
     data, observer = data or DataFolder.here(), observer or Observer()
+    import_plugins(config.plugins)
+    config.check_names()
     plot = _plot_of(config)
     device = choose_device(config.device)
     described = environment(device)

@@ -15,6 +15,8 @@ from lfs_cli.cli.app import app
 from lfs_cli.cli.bench import COLUMNS, SETTINGS
 from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.step_tables import LONGEST_NAME, kernel_table, step_tables
+from lfs_cli.model import ATTENTION
+from lfs_cli.runs import plugins
 from lfs_cli.runs.bench import BenchResult
 
 SMALL = ("attention", "--seq", "8,16", "--heads", "2", "--head-dim", "8", "--repeats", "1", "--warmup", "0")
@@ -96,6 +98,25 @@ def test_who_chose_freely_says_what_ran(data_folder: Path) -> None:
     result = lfs(*SMALL, "--implementations", "torch,standard", "--device", "cpu")
     assert "torch ran flash attention: chosen by torch" in result.stderr
     assert "standard ran" not in result.stderr
+
+
+def test_a_backend_of_a_plugin_takes_part(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_backend.py").write_text(
+        "from lfs_cli.model import ATTENTION\n\n\n@ATTENTION.register('mine')\ndef mine(q, k, v, *, causal=True):\n"
+        "    return ATTENTION.get('standard')(q, k, v, causal=causal)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins, "_PLUGINS", {})
+    monkeypatch.setattr(ATTENTION, "_entries", dict(ATTENTION._entries))
+    line = (*SMALL, "--device", "cpu", "--passes", "forward", "--json", "--set", 'plugins=["my_backend"]')
+    result = lfs(*line, "--implementations", "mine,standard")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert {(row["implementation"], row["status"]) for row in rows} == {("mine", "ok"), ("standard", "ok")}
+    result = lfs(*line, "--implementations", "mien")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown implementation of attention `mien`\n\nhint: did you mean `mine`?\n"
 
 
 def test_the_tokenizer_benchmark_is_drawn(data_folder: Path, tmp_path: Path) -> None:
