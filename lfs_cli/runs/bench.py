@@ -9,13 +9,14 @@ from typing import Any
 from lfs_cli.benchmarks import BENCHMARKS, Bench
 from lfs_cli.benchmarks.machine import environment, machine_name
 from lfs_cli.config import BenchConfig
-from lfs_cli.errors import DataError, LfsError
+from lfs_cli.errors import LfsError
 from lfs_cli.files import append_lines, locked, read_json, replace_text
 from lfs_cli.model.device import choose_device, choose_dtype
 from lfs_cli.reports.attention_plot import draw_attention
 from lfs_cli.reports.memory_plot import draw_memory
 from lfs_cli.reports.plot import check_plot
 from lfs_cli.reports.speeds import check_can_draw, draw_speeds
+from lfs_cli.runs.bench_text import find_text
 from lfs_cli.runs.folder import DataFolder
 from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.plugins import import_plugins
@@ -75,7 +76,7 @@ def bench(config: BenchConfig, data: DataFolder | None = None, observer: Observe
     data, observer = data or DataFolder.here(), observer or Observer()
     import_plugins(config.plugins)
     config.check_names()
-    plot = _plot_of(config)
+    plot, text = _plot_of(config), find_text(config, data)
     device = choose_device(config.device)
     described = environment(device)
     observer.stage(
@@ -94,7 +95,7 @@ def bench(config: BenchConfig, data: DataFolder | None = None, observer: Observe
             on_progress=lambda label, done, total: observer.progress(label, done, total, unit="runs"),
             on_note=observer.stage,
             on_table=lambda name, more: tables.setdefault(name, []).extend(more),
-            text=_text(config, data) if config.benchmark == "tokenizer" else None,
+            text=text,
             checkpoint=data.find_run(config.generation.run).best() if config.generation.run else None,
         ),
     )
@@ -168,19 +169,6 @@ def _keep_tuned(path: Path, rows: Rows, environment: Mapping[str, Any], observer
         observer.warning(f"{path} is not a table of tuned tiles; it is left as it is")
         return None
     return path
-
-
-def _text(config: BenchConfig, data: DataFolder) -> Path | None:
-    """Return the training text of the dataset, or None for the built-in one, which is made on the spot."""
-    if config.tokenizer.file is not None:
-        return Path(config.tokenizer.file)
-    name = config.tokenizer.dataset
-    if name == "sample":  # of any size, whatever the copy in the data folder has
-        return None
-    path = data.raw(name) / "train.txt"
-    if path.is_file():
-        return path
-    raise DataError(f"no text for `{name}` in {data.raw(name)}", hint=f"run `lfs download {name}`")
 
 
 def _append(path: Path, records: list[dict[str, Any]], observer: Observer) -> Path | None:

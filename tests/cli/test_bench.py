@@ -12,12 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from lfs_cli.cli.app import app
-from lfs_cli.cli.bench import COLUMNS, SETTINGS
+from lfs_cli.cli.bench import COLUMNS, SETTINGS, rows_to_show
 from lfs_cli.cli.columns import Column, field, lay_out
 from lfs_cli.cli.step_tables import LONGEST_NAME, kernel_table, step_tables
+from lfs_cli.config import BenchConfig, load_config
+from lfs_cli.errors import DataError
 from lfs_cli.model import ATTENTION
 from lfs_cli.runs import plugins
 from lfs_cli.runs.bench import BenchResult
+from lfs_cli.runs.bench_text import find_text
 
 SMALL = ("attention", "--seq", "8,16", "--heads", "2", "--head-dim", "8", "--repeats", "1", "--warmup", "0")
 
@@ -323,6 +326,57 @@ def test_a_slip_costs_no_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout
     assert "lfs_cli.cli.bench" in loaded
     assert "torch" not in loaded.split()
+
+
+@pytest.mark.parametrize("args", [("--file", "absent.txt"), ("--dataset", "novels")])
+def test_a_missing_text_costs_no_torch(args: tuple[str, str], data_folder: Path) -> None:
+    script = (
+        "import sys; from lfs_cli.cli.app import app\n"
+        f"try: app(['bench', 'tokenizer', *{args}])\nfinally: print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "torch" not in done.stdout.split()
+    assert done.stderr.startswith("error: ")
+
+
+def test_a_text_that_cannot_be_read_is_told_before_torch(data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("once")
+    with pytest.raises(DataError, match=f"cannot read {tmp_path}: Is a directory"):
+        find_text(load_config(BenchConfig, None, [], {"benchmark": "tokenizer", "tokenizer.file": str(tmp_path)}))
+    with pytest.raises(DataError) as caught:
+        find_text(BenchConfig(benchmark="tokenizer", tokenizer={"file": str(tmp_path / "mien.txt")}))
+    assert caught.value.hint == f"did you mean `{tmp_path / 'mine.txt'}`?"
+
+
+def tokenizer_row(library: str, ms: float | None, threads: int = 1, call: str = "encode_batch") -> dict[str, Any]:
+    status = "ok" if ms else "unavailable"
+    times = {"median_ms": ms, "q1_ms": ms, "q3_ms": ms, "runs": 5}
+    named = {"task": "encode", "state": "process", "threads": threads, "implementation": library, "call": call}
+    speed = {"megabytes_per_second": 1234.5 if ms else None, "speed_ratio": 1.234 if ms else None}
+    memory = {"peak_bytes": 12_345_678, "process_peak_bytes": 1_234_567_890}
+    return {**named, **times, **speed, **memory, "text_bytes": 10**7, "status": status, "dataset": "sample"}
+
+
+def test_the_table_of_tokenizers_fits_80_characters_and_tells_its_rows_apart() -> None:
+    rows = [
+        tokenizer_row(library, ms, threads, call)
+        for threads in (1, 2)
+        for library, ms, call in [
+            ("lfs", 123.4, "encode_arrays"),
+            ("gigatoken", 23.4, "encode_batch"),
+            ("gigatoken", 22.4, "encode"),
+            ("tokenizers", 98765.4, "encode_batch_fast"),
+            ("fastokens", None, "encode_batch_flat"),
+        ]
+    ]
+    shown, _ = lay_out(rows_to_show(rows), COLUMNS["tokenizer"], width=80)
+    assert list(shown[0]) == ["task", "threads", "state", "library", "ms", "MB/s", "speed ratio"]
+    assert len({(row["threads"], row["library"]) for row in shown}) == len(shown) == 6
+    assert shown[1]["ms"] == 22.4  # of two calls the faster one
+    # One that fails at one task only has rows that say so, in place of its milliseconds
+    rows.append({**tokenizer_row("lfs", None), "task": "shard"})
+    shown, _ = lay_out(rows_to_show(rows), COLUMNS["tokenizer"], width=80)
+    assert list(shown[0]) == ["task", "threads", "state", "library", "MB/s", "speed ratio", "status"]
 
 
 def test_every_option_has_a_setting_and_every_benchmark_has_columns() -> None:
