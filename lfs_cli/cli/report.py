@@ -117,11 +117,16 @@ def _after(text: str) -> str:
 
 
 def _closing(result: "ReportResult") -> str:
-    if result.table is None:
+    if not result.rows:
         return "no runs yet; next: `lfs train quickstart.json`"
-    count, best = len(result.pages), result.rows[0]["run"]
-    pages = f" and {result.pages[0]}" if count == 1 else f" and report.html of {count} runs" if count else ""
-    names = " ".join(str(row["run"]) for row in result.rows[:2])
-    then = f"; next: `lfs generate --run {best}`" if result.losses else f"; next: `lfs report {names}`"
-    drawn = f" and {result.plot}" if result.plot else ""
-    return f"wrote {result.table} ({result.table_rows} rows){pages}{drawn}{then}"
+    count = len(result.pages)
+    wrote = [
+        *([f"{result.table} ({result.table_rows} rows)"] if result.table else []),
+        *([str(result.pages[0])] if count == 1 else [f"report.html of {count} runs"] if count else []),
+        *([str(result.plot)] if result.plot else []),
+    ]
+    if result.losses:
+        then = f"lfs generate --run {result.trained[0]}" if result.trained else ""
+    else:
+        then = f"lfs report {' '.join(result.names[:2])}"
+    return "; ".join([*([f"wrote {' and '.join(wrote)}"] if wrote else []), *([f"next: `{then}`"] if then else [])])

@@ -339,11 +339,10 @@ def _fit(plan: "Plan") -> str:
 
 
 def _run_name(run: Path) -> str:
-    """Return what names the run on a command line: its path when it is not in the data folder."""
-    from lfs_cli.runs.folder import DataFolder
+    """Return what names the run on a command line."""
+    from lfs_cli.runs.folder import DataFolder, RunFolder
 
-    is_here = run.resolve().parent == DataFolder.here().runs.resolve()
-    return run.name if is_here else shlex.quote(str(run))
+    return DataFolder.here().name_of(RunFolder(run))
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ No other module spells these names. The data folder is `data/` in the current fo
 import os
 import re
 import secrets
+import shlex
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -100,6 +101,11 @@ class DataFolder:
             raise CheckpointError(f"`{name}` fits {len(fitting)} runs", hint=f"choose one of: {names}")
         hint = did_you_mean(name, [run.name for run in runs]) if runs else "run `lfs train quickstart.json` first"
         raise CheckpointError(f"no run `{name}` in {self.runs}", hint=hint)
+
+    def name_of(self, run: "RunFolder") -> str:
+        """Return what names ``run`` on a command line: its path when it is not in this data folder."""
+        is_here = run.path.resolve().parent == self.runs.resolve()
+        return run.name if is_here else shlex.quote(str(run.path))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class ReportResult:
 
     Args:
         rows: One row a run, best first.
+        names: What names each of these runs on a command line.
+        trained: Those of the names whose run has a checkpoint.
         settings: Settings in which the compared runs differ; empty when nothing is compared.
         losses: Their losses at equal steps, tokens and seconds.
         costs: The steps, tokens and seconds that each took to the lowest loss that all reach.
@@ -40,6 +42,8 @@ class ReportResult:
     """
 
     rows: list[Record]
+    names: list[str]
+    trained: list[str]
     settings: list[Record]
     losses: list[Record]
     costs: list[Record]
@@ -89,8 +93,11 @@ def report(config: ReportConfig, data: DataFolder | None = None, observer: Obser
             pages += _write_page(folder, run_page(run, others), observer)
     if plot is not None and shown:
         draw_curves(shown, plot)
+    shown_folders = [next(folder for folder in runs if runs[folder] is run) for run in shown]
     return ReportResult(
         rows=[run.row() for run in shown],
+        names=[data.name_of(folder) for folder in shown_folders],
+        trained=[data.name_of(folder) for folder in shown_folders if folder.checkpoint_steps()],
         settings=differing_settings(compared) if len(compared) > 1 else [],
         losses=equal_losses(compared) if compared else [],
         costs=costs_of_equal_loss(compared) if len(compared) > 1 else [],

@@ -1,6 +1,7 @@
 """`lfs report` as a user calls it: on runs whose folders were written by hand, whole and broken."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,29 @@ def test_the_table_follows_the_run_folders_and_loses_nothing(runs: Path) -> None
     (runs / "runs" / "2026-11-23-first-aaaa").rename(runs / "elsewhere")
     lfs()
     assert table.read_bytes() == once
+
+
+def test_what_is_next_works_for_a_run_that_is_elsewhere(runs: Path, tmp_path: Path) -> None:
+    best, other = (tmp_path / "else where" / name for name in ("2026-11-23-second-bbbb", "2026-11-23-third-cccc"))
+    best.parent.mkdir()
+    (runs / "runs" / best.name).rename(best)
+    (runs / "runs" / other.name).rename(other)
+    last = lfs(best).stderr.splitlines()[-1]
+    assert last == f"wrote {runs}/output.md (1 rows) and {best}/report.html"  # it has no checkpoint to write with
+    (best / "checkpoints" / "step-000004").mkdir(parents=True)
+    for named in ([best], [best, "first"], [best, other]):
+        assert lfs(*named).stderr.splitlines()[-1].endswith(f"; next: `lfs generate --run '{best}'`")
+    (best / "metrics.jsonl").unlink()
+    (other / "metrics.jsonl").unlink()
+    last = lfs(best, other).stderr.splitlines()[-1]
+    assert last.endswith(f"; next: `lfs report '{best}' '{other}'`")
+    assert lfs(*shlex.split(last.split("`")[1])[2:]).exit_code == 0
+
+
+def test_a_run_elsewhere_is_reported_without_a_run_here(data_folder: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "other", "2026-11-23-second-bbbb", 1.0)
+    result = lfs(run)
+    assert (result.exit_code, result.stderr) == (0, f"wrote {run}/report.html\n")
 
 
 def test_comparing_two_runs(runs: Path) -> None:
