@@ -43,7 +43,9 @@ def _caption(runs: Sequence[Run]) -> str:
     """Return on what and when the runs were made, and how long they were."""
     devices = dict.fromkeys(str(run.environment.get("device") or "unknown hardware") for run in runs)
     rates = [number(run.row(), "tokens_per_second") for run in runs]
-    speeds = [f"{labels(runs)[run.name]}: {rate:,.0f} tokens/s" for run, rate in zip(runs, rates, strict=True) if rate]
+    speeds = [f"{labels(runs)[run.name]}:\u00a0{rate:,.0f}" for run, rate in zip(runs, rates, strict=True) if rate]
     days = sorted({run.started[:10] for run in runs if run.started})
     period = " to ".join(dict.fromkeys([*days[:1], *days[-1:]]))
-    return "\n".join(["; ".join(filter(None, [", ".join(devices), period])), *speeds])
+    return "\n".join(
+        ["; ".join(filter(None, [", ".join(devices), period])), *(["tokens/s: " + "; ".join(speeds)] if speeds else [])]
+    )

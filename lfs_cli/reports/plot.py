@@ -32,6 +32,11 @@ QUIET = ("#2a6f97", "#3a8f6e", "#6c757d", "#a98467", "#5fa8d3", "#94a861")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 INK, PALE, FAINT = "#22272e", "#5b636e", "#d7dbe0"
 
+LONGEST_LABEL = 48
+"""Characters of a name in the legend: more would not fit the narrowest picture."""
+
+_FONT_SIZE, _COLUMN_SPACE = 9.5, 1.4
+
 
 @dataclass(frozen=True)
 class Series:
@@ -144,7 +149,7 @@ def _image(panels: Sequence[Panel | None], kind: str, title: str, caption: str, 
     look = {
         "font.family": "sans-serif",
         "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
-        "font.size": 9.5,
+        "font.size": _FONT_SIZE,
         "svg.fonttype": "path",
         "svg.hashsalt": "lfs",  # the same numbers give the same file
         "text.color": INK,
@@ -159,9 +164,10 @@ def _image(panels: Sequence[Panel | None], kind: str, title: str, caption: str, 
         wide = any(panel.is_stacked or not _is_curve(panel) for panel in drawn)
         width, height = max(5.6, (7.6 if wide else 3.7) * columns), 3.1 * lines
         labels = list(styles)
-        entries = max(1, min(len(labels), int(width / 1.25)))
-        words = [line for part in caption.splitlines() for line in wrap(part, int(width * 16))]
-        above, below = 0.5 + 0.23 * math.ceil(len(labels) / entries), 0.12 + 0.16 * len(words)
+        # 0.06: behind the last column there is no gap, which is wider than the border
+        entries = max(1, min(len(labels), int((width + 0.06) / _entry_width(labels))))
+        words = [line for part in caption.splitlines() for line in wrap(part, int(width * 16), break_on_hyphens=False)]
+        above, below = 0.53 + 0.206 * math.ceil(len(labels) / entries), 0.2 + 0.14 * len(words)
         height += above + below
         between = ConstrainedLayoutEngine(rect=(0, below / height, 1, 1 - (above + below) / height))
         figure = Figure(figsize=(width, height), facecolor="white", layout=between)
@@ -177,18 +183,37 @@ def _image(panels: Sequence[Panel | None], kind: str, title: str, caption: str, 
         handles = _handles(grid)
         legend = figure.legend(
             [handles[label] for label in labels if label in handles],
-            [label for label in labels if label in handles],
+            [_shortened(label) for label in labels if label in handles],
             loc="upper left",
             bbox_to_anchor=(0, 1 - 0.36 / height),
             ncols=entries,
             frameon=False,
-            columnspacing=1.4,
+            columnspacing=_COLUMN_SPACE,
         )
         legend.set_in_layout(False)
         stream = BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else None
         figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
     return stream.getvalue()
+
+
+def _entry_width(labels: Sequence[str]) -> float:
+    """Return the inches that a column of the legend takes: its widest name, the line before it and the gap behind."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties()
+    names = [TextPath((0, 0), _shortened(label), size=_FONT_SIZE, prop=font).get_extents().width for label in labels]
+    line, gap = 2.0, 0.8  # matplotlib's own, in widths of the font like the space between columns
+    return (max(names, default=0.0) + (line + gap + _COLUMN_SPACE) * _FONT_SIZE) / 72
+
+
+def _shortened(label: str) -> str:
+    """Return ``label`` without its middle where it is too long: names of runs differ at the end."""
+    if len(label) <= LONGEST_LABEL:
+        return label
+    half = LONGEST_LABEL // 2
+    return f"{label[:half]}…{label[1 - half :]}"
 
 
 def _is_curve(panel: Panel) -> bool:

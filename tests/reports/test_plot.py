@@ -108,6 +108,23 @@ def test_nothing_of_the_frame_lies_on_a_panel(monkeypatch: pytest.MonkeyPatch, t
     assert not [1 for i, one in enumerate(frame) for other in frame[i + 1 :] if one.overlaps(other)]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+@pytest.mark.parametrize("count", [1, 10, 20])
+@pytest.mark.parametrize("length", [4, 25, 120])
+def test_the_legend_of_many_runs_is_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, length: int, suffix: str
+) -> None:
+    names = [f"{'speedrun-WWW-' * 20}"[: length - 3] + f"{number:03}" for number in range(count)]
+    panel = Panel("over time", "minutes", "nats", [Series(name, [1, 2], [3.0, 2.0]) for name in names])
+    figure = figure_of(monkeypatch, [panel, panel], tmp_path / f"a{suffix}")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    boxes = [text.get_window_extent() for text in legend.get_texts()]
+    assert len(boxes) == len({text.get_text() for text in legend.get_texts()}) == count
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not [axes for axes in figure.axes if axes.get_tightbbox().overlaps(legend.get_window_extent())]
+
+
 def test_the_same_name_has_the_same_look_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     swapped = Panel("", "T", "ms", list(reversed(CURVES.series)))
     figure = figure_of(monkeypatch, [CURVES, swapped], tmp_path / "a.svg")
