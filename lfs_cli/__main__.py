@@ -1,6 +1,17 @@
-"""`python -m lfs_cli` is `lfs`."""
+"""`lfs`, which is `python -m lfs_cli` too. Imports nothing before it can be interrupted without a word."""
 
-from lfs_cli.cli.app import main
+import sys
+
+
+def main() -> None:
+    """Run `lfs` with the arguments of this process."""
+    try:
+        from lfs_cli.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:  # while modules were imported: from then on the app answers itself
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,29 @@ def ids(data: Path, split: str = "train") -> bytes:
 def hidden(folder: Path) -> list[str]:
     """Return the files that nobody should have to see: drafts, locks, halves."""
     return [str(path) for path in folder.rglob("*") if path.name.startswith(".") or path.suffix in (".tmp", ".draft")]
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from lfs_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["lfs_cli.cli.app", "typer", "lfs_cli.cli.train"])
+def test_ctrl_c_while_modules_are_imported_says_nothing(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, module], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_command_is_the_module_that_can_be_interrupted() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["scripts"] == {"lfs": "lfs_cli.__main__:main"}
 
 
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
