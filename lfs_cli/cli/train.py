@@ -4,8 +4,9 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from lfs_cli.runs.plan import Plan
     from lfs_cli.runs.recorder import Evaluation, StepRecord
     from lfs_cli.runs.train import TrainResult
+
+Fact: TypeAlias = tuple[str, int]
+"""What a line of progress tells, and its rank: 0 stays, of the others the highest goes first when space is short."""
 
 DEFAULT = Path("config.json")
 COLUMNS = (
@@ -186,14 +190,16 @@ class TrainView(ConsoleObserver):
         if self.console.is_live:
             self._refresh()
         elif record.step % self.config.log_every == 0 or record.step in (1, self.config.steps):
-            self.console.note(f"step {record.step:,}/{self.config.steps:,}  " + "  ".join(self._facts(record)))
+            self.console.note(
+                f"step {record.step:,}/{self.config.steps:,}  " + "  ".join(text for text, _ in self._facts(record))
+            )
 
     def evaluation(self, record: "Evaluation") -> None:
         self._evaluation = record
         if self.console.is_live:
             self._refresh()
         else:
-            self.console.note(f"step {record.step:,}: {_evaluation_text(record)}")
+            self.console.note(f"step {record.step:,}: {', '.join(text for text, _ in _evaluation_facts(record))}")
 
     def sample(self, step: int, text: str) -> None:
         self._text = text
@@ -208,18 +214,18 @@ class TrainView(ConsoleObserver):
             self._live.stop()
             self._live = None
 
-    def _facts(self, record: "StepRecord") -> list[str]:
+    def _facts(self, record: "StepRecord") -> list[Fact]:
         left = (self.config.steps - record.step) * self.config.batch_tokens / record.tokens_per_second
         if self.config.max_seconds is not None:
             left = max(0.0, min(left, self.config.max_seconds - record.seconds))
         return [
-            f"loss {record.loss:.4f}",
-            f"lr {record.lr:.2e}",
-            f"norm {record.gradient_norm:.2f}",
-            f"{show(record.tokens_per_second)} tokens/s",
-            *([f"MFU {record.mfu:.1%}"] if record.mfu is not None else []),
-            size(record.memory_bytes),
-            f"{duration(left)} left",
+            (f"loss {record.loss:.4f}", 0),
+            (f"lr {record.lr:.2e}", 6),
+            (f"norm {record.gradient_norm:.2f}", 4),
+            (f"{show(record.tokens_per_second)} tokens/s", 2),
+            *([(f"MFU {record.mfu:.1%}", 3)] if record.mfu is not None else []),
+            (size(record.memory_bytes), 5),
+            (f"{duration(left)} left", 1),
         ]
 
     def _share(self, record: "StepRecord") -> float:
@@ -237,24 +243,34 @@ class TrainView(ConsoleObserver):
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        record = self._record
-        lines: list[Any] = [
-            Text(f"step {record.step:,} of {self.config.steps:,}  " + "  ".join(self._facts(record)), overflow="fold"),
-            Padding(ProgressBar(total=1.0, completed=self._share(record)), 0),  # which ends the bar's line
-        ]
-        if self._evaluation is not None:
-            lines.append(Text(f"after step {self._evaluation.step:,}: {_evaluation_text(self._evaluation)}"))
-        if self._text:
-            lines.append(Padding(Text(printable(self._text), style="italic"), (0, 2)))
         if self._live is None:
             self._live = Live(console=RichConsole(stderr=True, highlight=False), refresh_per_second=8)
             self._live.start()
+        record, width = self._record, self._live.console.width
+        step = f"step {record.step:,} of {self.config.steps:,}  "
+        lines: list[Any] = [
+            Text(fit(self._facts(record), width, before=step, between="  "), overflow="fold"),
+            Padding(ProgressBar(total=1.0, completed=self._share(record)), 0),  # which ends the bar's line
+        ]
+        if self._evaluation is not None:
+            after = f"after step {self._evaluation.step:,}: "
+            lines.append(Text(fit(_evaluation_facts(self._evaluation), width, before=after, between=", ")))
+        if self._text:
+            lines.append(Padding(Text(printable(self._text), style="italic"), (0, 2)))
         self._live.update(Group(*lines))
 
 
-def _evaluation_text(record: "Evaluation") -> str:
-    bits = f", {record.bits_per_byte:.3f} bits per byte" if record.bits_per_byte is not None else ""
-    return f"validation loss {record.loss:.4f}, perplexity {record.perplexity:.2f}{bits}"
+def _evaluation_facts(record: "Evaluation") -> list[Fact]:
+    bits = [(f"{record.bits_per_byte:.3f} bits per byte", 1)] if record.bits_per_byte is not None else []
+    return [(f"validation loss {record.loss:.4f}", 0), (f"perplexity {record.perplexity:.2f}", 2), *bits]
+
+
+def fit(facts: Sequence[Fact], width: int, *, before: str, between: str) -> str:
+    """Return ``facts`` in one line of ``width`` characters behind ``before``: what does not fit is left out."""
+    kept = list(facts)
+    while len(line := before + between.join(text for text, _ in kept)) > width and any(rank for _, rank in kept):
+        kept.remove(max(kept, key=lambda fact: fact[1]))
+    return line
 
 
 def _verify(console: Console, config: "TrainConfig") -> None:

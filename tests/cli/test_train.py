@@ -1,5 +1,6 @@
 """`lfs train` from a config to a run folder, a row of the table and a text, as a user calls it."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lfs_cli.cli.app import app
+from lfs_cli.cli.train import fit
 from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.corpus.batches import BatchesOnDevice
 from lfs_cli.model import ATTENTION
@@ -446,6 +448,44 @@ def test_a_bug_beside_a_plugin_may_be_the_plugins(tiny: Path, data_folder: Path,
     result = lfs("train", tiny, "--set", 'plugins=["my_attention"]', "--set", "model.attention=gives nothing")
     assert isinstance(result.exception, AttributeError)
     assert "error: this is a bug in lfs, or in the plugin `my_attention`; the trace" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("width", "kept"), [(60, ["loss", "left"]), (80, ["loss", "norm", "tokens/s", "left"])])
+def test_a_line_of_progress_fits_the_terminal(tiny: Path, data_folder: Path, width: int, kept: list[str]) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    line = [sys.executable, "-m", "lfs_cli", "train", str(tiny), "--set", "steps=100000", "--max-time", "1s"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=follower, env=environment)
+    os.close(follower)
+    output = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal reads on Linux
+        while piece := os.read(leader, 65_536):
+            output += piece
+    os.close(leader)
+    process.communicate()
+    assert process.returncode == 0, output.decode()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain)]
+    steps, evaluations = ([one for one in lines if one.startswith(word)] for word in ("step ", "after step "))
+    assert [word for word in kept if word not in steps[-1]] == []
+    assert "validation loss" in evaluations[-1]
+    assert max(map(len, steps + evaluations)) <= width
+    assert not [one for one in lines if re.fullmatch(r"(MB|GB|[\d.]+s left|left|bits per byte|byte)", one)]
+
+
+def test_a_line_leaves_out_what_matters_least() -> None:
+    facts = [("loss 2.1", 0), ("lr 1e-3", 2), ("2h left", 1)]
+    assert fit(facts, 80, before="step 1  ", between="  ") == "step 1  loss 2.1  lr 1e-3  2h left"
+    assert fit(facts, 25, before="step 1  ", between="  ") == "step 1  loss 2.1  2h left"
+    assert fit(facts, 24, before="step 1  ", between="  ") == "step 1  loss 2.1"
+    assert fit(facts, 2, before="step 1  ", between="  ") == "step 1  loss 2.1"
 
 
 def test_a_damaged_checkpoint_is_warned_of(tiny: Path, data_folder: Path) -> None:
