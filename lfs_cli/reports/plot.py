@@ -14,6 +14,7 @@ from html import escape
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from textwrap import wrap
 from typing import Any
 
@@ -93,6 +94,7 @@ def check_plot(path: Path) -> None:
 
     Raises:
         ConfigError: For an unknown kind of file, a folder, or when matplotlib is not installed.
+        DataError: When no file can be written there.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
@@ -105,6 +107,19 @@ def check_plot(path: Path) -> None:
         import matplotlib  # noqa: F401  only asked for
     except ImportError:
         raise ConfigError("pictures need matplotlib", hint="install it: `pip install 'lfs-cli[bench]'`") from None
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise DataError unless a file can be written to ``path``, whose folders need not be there yet."""
+    folder = path.resolve().parent  # where it is written: a link stays a link
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        TemporaryFile(dir=folder).close()  # the rights of a folder do not say it all: root has any, even in /proc
+    except OSError as error:
+        hint = f"name a file in a folder that you can write, such as `{Path(gettempdir()) / path.name}`"
+        raise DataError(f"cannot write {path}: {error.strerror}", hint=hint) from None
 
 
 def draw(panels: Sequence[Panel | None], path: Path, *, title: str, caption: str = "", columns: int = 3) -> None:
@@ -118,7 +133,7 @@ def draw(panels: Sequence[Panel | None], path: Path, *, title: str, caption: str
         columns: Panels side by side.
 
     Raises:
-        ConfigError: As `check_plot`.
+        ConfigError: As `check_plot` does.
         DataError: When the file cannot be written.
     """
     check_plot(path)

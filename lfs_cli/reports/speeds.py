@@ -13,6 +13,7 @@ from typing import Any
 
 from lfs_cli.errors import ConfigError, DataError
 from lfs_cli.files import replace_bytes, replacing
+from lfs_cli.reports.plot import check_place
 
 TASKS = {"learn": "learning a vocabulary", "encode": "encoding", "shard": "file to file of ids"}
 STATES = {"cold": "first call", "warm": "further calls", "process": "whole process, from its start"}
@@ -80,10 +81,16 @@ def _with_memory(name: str, peak_bytes: int | None) -> str:
 
 
 def check_can_draw(path: Path) -> None:
-    """Raise ConfigError when the library that draws a file of this kind is not installed."""
+    """Raise unless a picture can be drawn to ``path``: to be asked before the measuring.
+
+    Raises:
+        ConfigError: When the library that draws a file of this kind is not installed.
+        DataError: When no file can be written there.
+    """
     library = _library(path)
     if find_spec(library) is None:
         raise ConfigError(f"drawing `{path}` needs {library}", hint="install it: `pip install 'lfs-cli[bench]'`")
+    check_place(path)
 
 
 def draw_speeds(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:

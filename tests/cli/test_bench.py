@@ -1,6 +1,8 @@
 """`lfs bench` as a user calls it."""
 
+import errno
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,6 +20,8 @@ from lfs_cli.cli.step_tables import LONGEST_NAME, kernel_table, step_tables
 from lfs_cli.config import BenchConfig, load_config
 from lfs_cli.errors import DataError
 from lfs_cli.model import ATTENTION
+from lfs_cli.reports import plot
+from lfs_cli.reports.plot import check_plot
 from lfs_cli.runs import plugins
 from lfs_cli.runs.bench import BenchResult
 from lfs_cli.runs.bench_text import find_text
@@ -78,12 +82,30 @@ def test_a_picture_is_drawn_beside_the_rows(data_folder: Path, tmp_path: Path, s
     assert start.startswith({"svg": b"<?xml", "png": b"\x89PNG\r\n", "html": b"<!doctype html>"}[suffix])
 
 
-def test_a_picture_that_cannot_be_written_does_not_cost_the_rows(data_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    result = lfs(*SMALL, "--device", "cpu", "--passes", "forward", "--plot", tmp_path / "file" / "rows.svg", "--json")
+def test_a_picture_that_cannot_be_written_after_all_does_not_cost_the_rows(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(plot, "replace_bytes", fill)
+    result = lfs(*SMALL, "--device", "cpu", "--passes", "forward", "--plot", tmp_path / "rows.svg", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["rows"]
     assert "warning: cannot write" in result.stderr
+
+
+@pytest.mark.parametrize("benchmark", ["attention", "tokenizer", "model"])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(
+    benchmark: str, data_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = lfs(benchmark, "--plot", tmp_path / "file" / "rows.svg")
+    assert (result.exit_code, result.stdout) == (1, "")
+    error, hint = result.stderr.rstrip().split("\n\n")
+    assert error == f"error: cannot write {tmp_path}/file/rows.svg: Not a directory"
+    assert hint.startswith("hint: name a file in a folder that you can write, such as `")
+    assert check_plot(Path(hint.split("`")[1])) is None
 
 
 def test_presets_and_options_choose_what_is_measured(data_folder: Path) -> None:

@@ -89,6 +89,16 @@ def test_a_run_elsewhere_is_reported_without_a_run_here(data_folder: Path, tmp_p
     assert (result.exit_code, result.stderr) == (0, f"wrote {run}/report.html\n")
 
 
+@pytest.mark.parametrize("place", ["/proc/x.svg", "/proc/new/x.svg", "/nowhere/../proc/x.svg", "output.md/x.svg"])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(runs: Path, place: str) -> None:
+    (runs / "output.md").write_text("")
+    result = lfs("--plot", runs / place)  # an absolute path is not in `runs`
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: cannot write {runs / place}: ")
+    assert "\n\nhint: name a file in a folder that you can write, such as `" in result.stderr
+    assert (runs / "output.md").read_text() == ""
+
+
 def test_comparing_two_runs(runs: Path) -> None:
     result = lfs("first", "second", "--json")
     shown = json.loads(result.stdout)
