@@ -1,6 +1,7 @@
 """`lfs download`: bring text into the data folder, or list what could be brought."""
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -89,7 +90,14 @@ def command(
         ],
         dataset=result.dataset,
         folder=result.folder,
+        replaced=asdict(result.replaced) if result.replaced else None,
     )
+    if result.replaced:
+        console.note(
+            f"replaced {size(result.replaced.bytes)} of other stories: `{result.replaced.command}` is the way back"
+        )
+        for tokens, command in result.replaced.outdated:
+            console.note(f"the tokens in {tokens} were made from them: run `{command}` again")
     train, valid = result.files
     amounts = f"{size(train.record.bytes)} to train on and {size(valid.record.bytes)} to validate on"
     state = "verified: " if {train.outcome, valid.outcome} == {"verified"} else ""

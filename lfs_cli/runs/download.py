@@ -1,5 +1,6 @@
 """`lfs download`: bring text into the data folder, or say what could be brought."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lfs_cli.corpus.sources import (
     DATASETS,
     SPLITS,
     FileRecord,
+    Manifest,
     bring,
     bring_own,
     bring_sample,
@@ -19,6 +21,7 @@ from lfs_cli.corpus.sources import (
     read_manifest,
 )
 from lfs_cli.errors import ConfigError, DataError, did_you_mean
+from lfs_cli.files import read_json
 from lfs_cli.runs.folder import DataFolder, check_name
 from lfs_cli.runs.observer import Observer
 
@@ -39,6 +42,21 @@ class DownloadedFile:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """A built-in corpus that has made way for another one.
+
+    Args:
+        bytes: Size of its training text.
+        command: What brings it back: the same size and seed give the same stories.
+        outdated: Folders of tokens that were made from it, with the command that makes each anew.
+    """
+
+    bytes: int
+    command: str
+    outdated: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
 class DownloadResult:
     """A dataset that is here, whole.
 
@@ -46,11 +64,13 @@ class DownloadResult:
         dataset: Its name.
         folder: Where it lies.
         files: Its training and validation text, in this order.
+        replaced: What was there under this name, if that was another text.
     """
 
     dataset: str
     folder: Path
     files: tuple[DownloadedFile, ...]
+    replaced: Replaced | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,7 @@ def download(config: DownloadConfig, data: DataFolder, observer: Observer | None
     folder = data.raw(name)
     try:
         with dataset_folder(folder, observer):
+            before = read_manifest(folder) if name == "sample" else None  # others are never replaced
             outcomes = _bring(config, name, folder, observer)
             manifest = read_manifest(folder)
     except KeyboardInterrupt:
@@ -102,7 +123,36 @@ def download(config: DownloadConfig, data: DataFolder, observer: Observer | None
         observer.finish_progress()
     assert manifest is not None
     files = tuple(DownloadedFile(folder / split, outcomes[split], manifest.files[split]) for split in SPLITS)
-    return DownloadResult(name, folder, files)
+    return DownloadResult(name, folder, files, _replaced(before, manifest, data))
+
+
+def _replaced(before: Manifest | None, now: Manifest, data: DataFolder) -> Replaced | None:
+    """Return what there was before the sample was written, with what it takes to have it again."""
+    if before is None or "train.txt" not in before.files or before.settings in ({}, now.settings):
+        return None
+    text_bytes, seed = before.files["train.txt"].bytes, before.settings.get("seed", 0)
+    command = f"lfs download sample --size {before.settings.get('size_bytes', text_bytes)}"
+    if seed != now.settings.get("seed"):
+        command += f" --set seed={seed}"
+    outdated = []
+    for path in sorted(data.root.glob("tokens/sample-*/manifest.json")):
+        name = path.parent.name
+        if _dataset_of(path) != "sample":  # but `sample-mine`
+            continue
+        learned = re.fullmatch(r"sample-(\d+)(?:-(.+))?", name)
+        how = f"--tokenizer {data.tokenizer(name)}"
+        if learned:
+            how = f"--vocab {learned[1]}" + (f" --pattern {learned[2]}" if learned[2] else "")
+        outdated.append((path.parent, f"lfs tokenize sample {how}"))
+    return Replaced(text_bytes, command, tuple(outdated))
+
+
+def _dataset_of(manifest: Path) -> str:
+    """Return the dataset that tokens were made from; an empty text where their manifest does not tell."""
+    try:
+        return read_json(manifest)["dataset"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def list_datasets(data: DataFolder) -> list[Listing]:

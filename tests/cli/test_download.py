@@ -17,6 +17,7 @@ from hub_server import Faults, Hub, serve
 from typer.testing import CliRunner
 
 from lfs_cli.cli.app import app
+from lfs_cli.cli.console import size
 from lfs_cli.corpus import sources, transfer
 
 STORIES = "".join(f"Once upon a time there were {n} ducks.\n<|endoftext|>\n" for n in range(3000)).encode()
@@ -103,6 +104,28 @@ def test_the_sample_is_written_and_kept_unless_another_one_is_asked_for() -> Non
     assert kept[0]["sha256"] == first[0]["sha256"] != other[0]["sha256"]
     assert first[0]["bytes"] == pytest.approx(50_000, rel=0.1)
     assert other[0]["bytes"] == pytest.approx(50_000, rel=0.1)
+
+
+def test_a_sample_that_is_replaced_is_told_and_can_be_had_again() -> None:
+    first = json.loads(lfs("download", "sample", "--size", "50kB", "--set", "seed=1", "--json").stdout)
+    assert first["replaced"] is None
+    assert lfs("tokenize", "sample", "--vocab", "270").exit_code == 0
+    assert lfs("tokenize", "sample", "--vocab", "270", "--pattern", "cl100k").exit_code == 0
+    assert lfs("tokenize", "sample", "--tokenizer", "data/tokenizers/sample-270/tokenizer.json").exit_code == 0
+    result = lfs("download", "sample", "--size", "60kB", "--set", "seed=0")
+
+    lines = result.stderr.splitlines()
+    assert lines[-4:-1] == [
+        f"replaced {size(first['rows'][0]['bytes'])} of other stories: "
+        "`lfs download sample --size 50000 --set seed=1` is the way back",
+        "the tokens in data/tokens/sample-270 were made from them: run `lfs tokenize sample --vocab 270` again",
+        "the tokens in data/tokens/sample-270-cl100k were made from them: "
+        "run `lfs tokenize sample --vocab 270 --pattern cl100k` again",
+    ]
+    for line in (*lines[-3:-1], lines[-4]):
+        assert lfs(*line.split("`lfs ")[1].split("`")[0].split()).exit_code == 0
+    again = json.loads(lfs("download", "sample", "--json").stdout)
+    assert (again["rows"][0]["sha256"], again["replaced"]) == (first["rows"][0]["sha256"], None)
 
 
 def test_own_text_is_brought_from_a_file_and_from_the_web(hub: Hub) -> None:
