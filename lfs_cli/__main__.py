@@ -1,4 +1,4 @@
-"""`lfs`, which is `python -m lfs_cli` too. Imports nothing before it can be interrupted without a word."""
+"""`lfs` and `python -m lfs_cli`: imports the rest where Ctrl-C ends it without a word."""
 
 import sys
 
