@@ -135,17 +135,26 @@ def command(
     chosen = f"--run {_run_name(result.directory)} " if out or resume else ""  # else it is the newest run
     write = f"`lfs generate {chosen}--prompt {_quoted(settings.sample_prompt)}`"
     if result.steps == result.first_steps:
-        console.next(f"{_was_finished(settings, result)}, or {write}")
+        console.next(f"{_was_finished(settings, console.observer.config, result)}, or {write}")
     else:
         console.next(f"wrote {result.directory}; next: {write}")
 
 
-def _was_finished(config: "TrainConfig", result: "TrainResult") -> str:
-    """Say that a run which was to go on had nothing left to do, and what would give it more."""
+def _was_finished(config: "TrainConfig", bounded: "TrainConfig", result: "TrainResult") -> str:
+    """Say that a run which was to go on had nothing left to do, and what would give it more.
+
+    Args:
+        config: The experiment.
+        bounded: The same with the steps that its text allowed.
+        result: What became of it.
+    """
     from lfs_cli.runs.folder import RunFolder
 
     run = RunFolder(result.directory)
-    if result.steps >= config.steps:
+    if bounded.steps < config.steps and result.steps >= bounded.steps:
+        done = f"its {result.steps:,} steps are done, as many as `max_epochs` allows,"
+        more = f" --set max_epochs={2 * config.max_epochs:g}"
+    elif result.steps >= config.steps:
         done, more = f"its {result.steps:,} steps are done", f" --set steps={2 * result.steps}"
     else:
         done, more = f"{result.steps:,} steps were done in its {config.max_time}", ""
@@ -182,6 +191,9 @@ class TrainView(ConsoleObserver):
         self._record: StepRecord | None = None
         self._evaluation: Evaluation | None = None
         self._text = ""
+
+    def bounded(self, steps: int) -> None:
+        self.config = self.config.model_copy(update={"steps": steps})
 
     def step(self, record: "StepRecord") -> None:
         self._record = record
@@ -289,9 +301,14 @@ def _verify(console: Console, config: "TrainConfig") -> None:
 
 def _foresee(console: Console, config: "TrainConfig", gpu_name: str | None) -> None:
     """Show what a run would take, here or on a GPU by name: rows for a person, one object with `--json`."""
+    from lfs_cli.runs.folder import DataFolder
     from lfs_cli.runs.plan import BASES, make_plan
+    from lfs_cli.runs.setup import text_tokens
 
-    plan = make_plan(config, gpu_name)
+    text = text_tokens(config, DataFolder.here()) if config.max_epochs is not None else None
+    plan = make_plan(config, gpu_name, text)
+    whole = config.steps if text is None else config.steps_for(text)
+    is_timed = plan.steps < whole
     tokens_per_second = config.batch_tokens / plan.step_seconds
     facts = {
         "parameters": plan.parameters,
@@ -325,14 +342,19 @@ def _foresee(console: Console, config: "TrainConfig", gpu_name: str | None) -> N
         "fits": _fit(plan),
         "time of a step, about": f"{_about(1000 * plan.step_seconds)} ms",
         "tokens/s, about": _about(tokens_per_second),
-        "steps": f"{plan.steps:,}" if plan.steps == config.steps else f"about {plan.steps:,} of {config.steps:,}",
-        "time, about": duration(plan.seconds) + ("" if plan.steps == config.steps else ", which is the `max_time`"),
+        "steps": ("about " if is_timed else "")
+        + f"{plan.steps:,}"
+        + (f" of {config.steps:,}" if plan.steps < config.steps else "")
+        + (f", as `max_epochs` is {config.max_epochs:g}" if whole < config.steps and not is_timed else ""),
+        "time, about": duration(plan.seconds) + (", which is the `max_time`" if is_timed else ""),
         "these times are": BASES[plan.basis],
     }
     if console.as_json:
         console.results([facts])
     else:
         console.results([{"what": name, "value": value} for name, value in shown.items()])
+    if config.max_epochs is not None and text is None:
+        console.note(f"the tokens of `{config.data.dataset}` are not made yet: `max_epochs` may allow fewer steps")
     there = "" if gpu_name is None else f" and `--on`, on a machine that has {plan.device}"
     console.next(f"nothing was made; next: the same command without `--dry-run`{there}")
 

@@ -345,6 +345,9 @@ class TrainConfig(Settings):
     max_time: Duration | None = None
     """Time of training, such as `1h30m`, that ends the run if `steps` do not; evaluations come on top."""
 
+    max_epochs: Positive | None = None
+    """Times that the run may read its text, such as 2, which ends it, and the schedule, if `steps` do not."""
+
     batch_size: Count = 64
     """Sequences in one optimizer step."""
 
@@ -454,6 +457,12 @@ class TrainConfig(Settings):
         """Seconds in `max_time`."""
         match = _DURATION.fullmatch(self.max_time or "")
         return sum(int(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else None
+
+    def steps_for(self, text_tokens: int) -> int:
+        """Steps that a run does at most on a training text of so many tokens: `steps`, cut by `max_epochs`."""
+        if self.max_epochs is None:
+            return self.steps
+        return min(self.steps, max(1, int(self.max_epochs * text_tokens / self.batch_tokens)))
 
     @property
     def passes_size(self) -> int:

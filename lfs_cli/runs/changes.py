@@ -35,6 +35,7 @@ CHANGES = {
     "schedule": Change.FELT,
     "steps": Change.FELT,
     "max_time": Change.FELT,
+    "max_epochs": Change.FELT,
     "batch_size": Change.REFUSED,
     "microbatch": Change.FELT,
     "clip": Change.FELT,

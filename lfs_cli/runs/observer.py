@@ -18,6 +18,9 @@ class Observer:
     def warning(self, text: str) -> None:
         """Something that the user should know and can act on."""
 
+    def bounded(self, steps: int) -> None:
+        """The run will do ``steps`` at most, fewer than its config has: its text is short."""
+
     def step(self, record: Any) -> None:
         """A training step is done (`training.step.StepRecord`)."""
 

@@ -67,12 +67,13 @@ class Plan:
         return None if self.room is None else self.memory.peak <= self.room
 
 
-def make_plan(config: TrainConfig, gpu_name: str | None = None) -> Plan:
+def make_plan(config: TrainConfig, gpu_name: str | None = None, text_tokens: int | None = None) -> Plan:
     """Return what the run of ``config`` would take.
 
     Args:
         config: The experiment.
         gpu_name: GPU that it would run on, such as `H100`, which need not be here; by default the device of the run.
+        text_tokens: Tokens of the training text, by which `max_epochs` counts; None where they are not known.
 
     Raises:
         ConfigError: When no GPU of that name is known, settings do not fit each other, or the run is not one for a GPU.
@@ -92,7 +93,8 @@ def make_plan(config: TrainConfig, gpu_name: str | None = None) -> Plan:
     else:
         seconds = measured_step_seconds(config, torch.device(target.kind), target.dtype, target.free)
     limit = config.max_seconds
-    steps = config.steps if limit is None else min(config.steps, max(1, round(limit / seconds)))
+    steps = config.steps if text_tokens is None else config.steps_for(text_tokens)
+    steps = steps if limit is None else min(steps, max(1, round(limit / seconds)))
     return Plan(
         device=target.name,
         parameters=parameter_count(config.model),

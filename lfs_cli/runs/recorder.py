@@ -162,7 +162,8 @@ class Recorder:
         if last is None or not best or last.loss < RISE * best["loss"]:
             return
         times = self.progress.step * self.config.batch_tokens / text_tokens
-        advice = "fewer steps, or more text, would have done better" if times > 1 else "try a lower learning rate"
+        less = "a lower `max_epochs`" if self.config.max_epochs is not None else "fewer steps"
+        advice = f"{less}, or more text, would have done better" if times > 1 else "try a lower learning rate"
         self.observer.warning(
             f"validation loss was lowest after step {best['step']:,} ({best['loss']:.4f}) and rose to {last.loss:.4f}; "
             f"the run read its text {times:,.1f} times: {advice}"

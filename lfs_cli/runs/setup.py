@@ -136,15 +136,25 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
     )
 
 
-def prepare(config: TrainConfig, data: DataFolder, observer: Observer) -> TokenizeResult:
-    """Return the tokens that ``config`` trains on, first bringing the text and learning the tokenizer if need be."""
-    dataset = config.data.dataset
-    wanted = TokenizeConfig(
-        dataset=dataset,
+def text_tokens(config: TrainConfig, data: DataFolder) -> int | None:
+    """Return how many tokens the training text of ``config`` has, or None when they have not been made yet."""
+    made = made_before(_wanted(config), data)
+    return None if made is None else next(stage.tokens for stage in made.stages if stage.name == "train")
+
+
+def _wanted(config: TrainConfig) -> TokenizeConfig:
+    """Return what is to be asked of `lfs tokenize`."""
+    return TokenizeConfig(
+        dataset=config.data.dataset,
         vocab_size=config.model.vocab_size,
         special_tokens=config.data.special_tokens,
         tokenizer=config.data.tokenizer,
     )
+
+
+def prepare(config: TrainConfig, data: DataFolder, observer: Observer) -> TokenizeResult:
+    """Return the tokens that ``config`` trains on, first bringing the text and learning the tokenizer if need be."""
+    dataset, wanted = config.data.dataset, _wanted(config)
     if not (data.raw(dataset) / "train.txt").exists():
         if (made := made_before(wanted, data)) is not None:
             observer.stage(f"using the tokens in {made.tokens}; their text is no longer here")

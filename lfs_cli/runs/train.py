@@ -144,6 +144,7 @@ def _train(
     progress = restore(config, run, setup, observer) if is_resumed else Progress()
     first_steps = progress.step
     keep_config(run, config)
+    config = _bounded(config, setup, observer)
     recorder = Recorder(config, run, progress, observer, setup.device)
     microbatch = decide_microbatch(config, setup, recorder)
     has_graphs, why = choose_graphs(config, setup.device, rows_at_once(config, progress))
@@ -193,6 +194,19 @@ def _train(
     row = _row(config, result, setup)
     write_json(run.result, row)
     return result, row
+
+
+def _bounded(config: TrainConfig, setup: Setup, observer: Observer) -> TrainConfig:
+    """Return ``config`` with the steps that its text is long enough for."""
+    text_tokens = setup.identity["text"]["tokens"]
+    steps = config.steps_for(text_tokens)
+    if steps < config.steps:
+        observer.stage(
+            f"{steps:,} of {config.steps:,} steps: `max_epochs` is {config.max_epochs:g}, and the text has "
+            f"{text_tokens:,} tokens"
+        )
+        observer.bounded(steps)
+    return config.model_copy(update={"steps": steps})
 
 
 def _loop(

@@ -70,6 +70,7 @@ def verify_resume(
         update={
             "steps": steps,
             "max_time": None,
+            "max_epochs": None,
             "eval_every": first,
             "checkpoint_every": steps,
             "deterministic": True,

@@ -173,6 +173,25 @@ def test_a_dry_run_knows_that_time_may_end_a_run_first(tiny: Path) -> None:
     assert "1m 30s, which is the `max_time`\n" in result.stdout
 
 
+def test_max_epochs_is_foreseen_shown_and_asked_for_more(tiny: Path, data_folder: Path) -> None:
+    words = ["train", tiny, "--set", "steps=1000000", "--set", "max_epochs=0.01"]
+    unknown = lfs(*words, "--dry-run")
+    assert "\nsteps\t1,000,000\n" in unknown.stdout
+    assert "are not made yet: `max_epochs` may allow fewer steps" in unknown.stderr
+    result = lfs(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    steps = json.loads(result.stdout)["rows"][0]["steps"]
+    assert 1 < steps < 1_000
+    assert f"{steps:,} of 1,000,000 steps: `max_epochs` is 0.01, and the text has " in result.stderr
+    assert f"step {steps}/{steps}  " in result.stderr
+    known = lfs(*words, "--dry-run")
+    assert f"\nsteps\t{steps:,} of 1,000,000, as `max_epochs` is 0.01\n" in known.stdout
+    again = lfs("train", "--resume", "last")
+    assert f"its {steps:,} steps are done, as many as `max_epochs` allows, and saved in" in again.stderr
+    more = lfs("train", "--resume", "last", "--set", "max_epochs=0.02", "--json")
+    assert json.loads(more.stdout)["rows"][0]["steps"] in (2 * steps, 2 * steps + 1)
+
+
 def test_a_dry_run_for_a_gpu_by_name_says_what_fits(tiny: Path, data_folder: Path) -> None:
     words = ["train", tiny, "--dry-run", "--set", "device=auto", "--set", "batch_size=4194304", "--on"]
     result = lfs(*words, "l4", "--json")

@@ -36,6 +36,7 @@ FELT = {
     "schedule",
     "steps",
     "max_time",
+    "max_epochs",
     "microbatch",
     "clip",
     "device",

@@ -11,12 +11,13 @@ from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from tiny_run import Train, Watcher, folder_of, tiny
 
+from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.corpus.batches import Batches
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.errors import CheckpointError, DataError, LfsError
@@ -25,6 +26,7 @@ from lfs_cli.runs import recorder
 from lfs_cli.runs import setup as preparation
 from lfs_cli.runs import train as training
 from lfs_cli.runs.folder import DataFolder, RunFolder
+from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.progress import batch_of
 from lfs_cli.runs.verify import compare_runs
 
@@ -138,6 +140,27 @@ def test_max_time_ends_the_run_with_the_schedule_at_its_end(train_tiny: Train, m
     assert (longer.steps, longer.seconds) == (40, pytest.approx(2.0))
     assert steps_of(run, "step") == list(range(1, 41))
     assert records(run, "step")[-1]["lr"] == pytest.approx(0.01 * 0.1)
+
+
+def test_max_epochs_ends_the_run_with_the_schedule_at_its_end(train_tiny: Train) -> None:
+    class Watching(Observer):
+        bounds: ClassVar[list[int]] = []
+
+        def bounded(self, steps: int) -> None:
+            self.bounds.append(steps)
+
+    often = {"steps": 10_000, "eval_every": 10_000, "checkpoint_every": 10_000, "schedule__name": "linear"}
+    state = folder_of(train_tiny(tiny(steps=1))).checkpoint(1) / "state.json"
+    text_tokens = json.loads(state.read_text())["text"]["tokens"]
+    config = tiny(**often, max_epochs=6.5 * 64 / text_tokens)
+    result = train_tiny(config, observer=Watching())
+    run = folder_of(result)
+    assert (result.status, result.steps, Watching.bounds) == ("finished", 6, [6])
+    rates = [record["lr"] for record in records(run, "step")]
+    assert rates[-1] == min(rates) < 0.5 * max(rates)
+    assert load_config(TrainConfig, run.config) == config  # so that more may be read later
+    assert train_tiny(tiny(**often, max_epochs=9 * 64 / text_tokens), resume=run).steps == 9
+    assert train_tiny(tiny(steps=3, max_epochs=1e6)).steps == 3
 
 
 def test_compiling_leaves_the_warm_up_of_the_clock_alone(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
