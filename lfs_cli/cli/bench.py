@@ -361,7 +361,7 @@ def _show(console: Console, benchmark: str, result: "BenchResult") -> None:
             console.results(rows)
     else:
         _show_tables(console, benchmark, result)
-    for note in _notes(result.rows):
+    for note in _notes(benchmark, result.rows):
         console.note(note)
     for other in result.others:
         console.note(f"wrote {other}")
@@ -396,14 +396,15 @@ def rows_to_show(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(best.values())
 
 
-def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(benchmark: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what a reader of the table needs to know: ratios to what, and what a row says of itself."""
     baselines = dict.fromkeys(row["baseline"] for row in rows if row.get("speed_ratio") and row.get("baseline"))
     notes = [f"speed ratio: 2 is twice as fast as the baseline, {' or '.join(baselines)}"] if baselines else []
     notes += dict.fromkeys(
         f"{row['implementation']} ran {row['kernel']}"
         for row in rows
-        if row["status"] == "ok" and "implementation" in row and not row.get("kernel", "by name").endswith("by name")
+        if benchmark == "attention" and "implementation" in row and row["status"] == "ok"
+        if not row.get("kernel", "by name").endswith("by name")
     )
     reasons: dict[str, None] = {}
     for row in rows:

@@ -123,6 +123,10 @@ def test_who_chose_freely_says_what_ran(data_folder: Path) -> None:
     result = lfs(*SMALL, "--implementations", "torch,standard", "--device", "cpu")
     assert "torch ran flash attention: chosen by torch" in result.stderr
     assert "standard ran" not in result.stderr
+    line = 'kernels --size 64 --passes forward --repeats 1 --warmup 0 --device cpu --set kernels.names=["silu"]'
+    kernels = lfs(*line.split())
+    assert kernels.exit_code == 0, kernels.stderr
+    assert " ran " not in kernels.stderr  # there the kernel is what was asked for
 
 
 def test_a_backend_of_a_plugin_takes_part(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
