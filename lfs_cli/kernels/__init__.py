@@ -4,6 +4,7 @@
     reference_attention.py   what attention is, mask by mask: the judge
     triton_attention.py      attention without the T x S scores, for every NVIDIA GPU since 8.0
     hopper_attention.py      the same for Hopper GPUs alone, faster
+    short_attention.py       rotation and attention in one kernel for them, of sequences of up to 256 positions
     flash_attention.py       the function to call: takes the best of them that can run
     rotary_attention.py      the same after QK-norm and rotation, with one gradient for queries, keys and values
 

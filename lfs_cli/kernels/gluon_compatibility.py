@@ -64,11 +64,13 @@ def reinterpret(buffer: Any, dtype: Any, shape: Any, layout: Any, _semantic: Any
 
 
 commit_copies, wait_for_copies = async_copy.commit_group, async_copy.wait_group
+barrier = gl.thread_barrier if RELEASE < (3, 7) else gl.barrier
 
 __all__ = [
     "TensorDescriptor",
     "add_tile",
     "aggregate",
+    "barrier",
     "commit_copies",
     "copy_async",
     "fence_async_shared",

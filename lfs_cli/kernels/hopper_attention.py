@@ -153,7 +153,7 @@ def unavailable_reason(
         return "there is nothing to compute"
     if B * H * (T + 2 * ROWS) >= 2**31:  # backward pads each head to pairs of blocks
         return "there are more than 2^31 queries"
-    if not all(_is_aligned(x) for x in (q_BTHD, k_BSGD, v_BSGD)):
+    if not all(is_aligned(x) for x in (q_BTHD, k_BSGD, v_BSGD)):
         return "rows do not begin at multiples of 16 bytes"
     return None
 
@@ -242,10 +242,10 @@ def forward(
         _recorded.add(order)
     with torch.cuda.device_of(q_BTHD):
         kernel[(programs,)](
-            _describe(q_BTHD, 1, 64, 1, D),
-            _describe(k_BSGD, 1, tile.block_s, 1, D),
-            _describe(v_BSGD, 1, tile.block_s, 1, D),
-            _describe(o_BTHD, 1, 64, 1, D),
+            describe(q_BTHD, 1, 64, 1, D),
+            describe(k_BSGD, 1, tile.block_s, 1, D),
+            describe(v_BSGD, 1, tile.block_s, 1, D),
+            describe(o_BTHD, 1, 64, 1, D),
             L_BHT,
             order,
             T,
@@ -296,7 +296,7 @@ def backward(
     dq = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=device) if dq is None else dq
     dk = torch.empty(k_BSGD.shape, dtype=k_BSGD.dtype, device=device) if dk is None else dk
     dv = torch.empty(v_BSGD.shape, dtype=v_BSGD.dtype, device=device) if dv is None else dv
-    do_BTHD = do_BTHD if _is_aligned(do_BTHD) else do_BTHD.contiguous()
+    do_BTHD = do_BTHD if is_aligned(do_BTHD) else do_BTHD.contiguous()
     blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
@@ -322,15 +322,15 @@ def backward(
             BLOCK_T=ROWS,
         )
         kernel[(programs,)](
-            _describe(q_BTHD, 1, 64, 1, D),
-            _describe(k_BSGD, 1, 128, 1, D),
-            _describe(v_BSGD, 1, 64, 1, D),
-            _describe(do_BTHD, 1, 64, 1, D),
-            _describe(dq_sum, 1, 64, D // 2 * tile.at_once),
-            _describe(dk, 1, 64, 1, D),
-            _describe(dv, 1, 64, 1, D),
-            _describe(L2, 64),
-            _describe(delta, 64),
+            describe(q_BTHD, 1, 64, 1, D),
+            describe(k_BSGD, 1, 128, 1, D),
+            describe(v_BSGD, 1, 64, 1, D),
+            describe(do_BTHD, 1, 64, 1, D),
+            describe(dq_sum, 1, 64, D // 2 * tile.at_once),
+            describe(dk, 1, 64, 1, D),
+            describe(dv, 1, 64, 1, D),
+            describe(L2, 64),
+            describe(delta, 64),
             order,
             T,
             S,
@@ -368,8 +368,11 @@ def check_options(step: str, q_BTHD: Tensor, *, causal: bool) -> dict[str, Any]:
     return {"programs": 1} | forward
 
 
-def _is_aligned(x: Tensor) -> bool:
-    """Whether rows are contiguous and begin at multiples of 16 bytes, as the copy engine asks. Memory blocks do."""
+def is_aligned(x: Tensor) -> bool:
+    """Return whether rows are contiguous and begin at multiples of 16 bytes, as the copy engine asks.
+
+    Memory blocks do.
+    """
     return x.stride(3) == 1 and not any(n % 8 for n in (*x.stride()[:3], x.storage_offset()))
 
 
@@ -384,8 +387,8 @@ def _layout(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     return gl.NVMMASharedLayout.get_default_for(list(shape), types[dtype])
 
 
-def _describe(x: Tensor, *block: int) -> Any:
-    """What the copy engine is told of a tensor and its tiles: the kept one of such tiles, with this tensor in it.
+def describe(x: Tensor, *block: int) -> Any:
+    """Return what the copy engine is told of a tensor and its tiles: the kept one of such tiles, with this tensor.
 
     Making one anew checks what `unavailable_reason` has checked, and takes twice as long, for each of nine a backward.
     """
@@ -405,6 +408,7 @@ def _tiles(block: tuple[int, ...], dtype: torch.dtype) -> Any:
 
 @cache
 def _processors(device: torch.device) -> int:
+    """Return how many a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -40,38 +40,39 @@ def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
     return register
 
 
-_assumed = SimpleNamespace(gpu=None, compiler=False)
+_assumed = SimpleNamespace(gpu=None, compiler=False, hopper=False)
 
 
 @contextmanager
-def as_on_gpu(*, is_compiled: bool) -> Iterator[None]:
+def as_on_gpu(*, is_compiled: bool, is_hopper: bool = False) -> Iterator[None]:
     """Within the block, take the paths of a CUDA GPU, whatever the device: for traces of tensors without numbers.
 
     Args:
         is_compiled: Take a kernel also for what torch.compile would make one of.
+        is_hopper: Take those of the Hopper generation.
     """
-    with _assuming(gpu=True, compiler=is_compiled):
+    with _assuming(gpu=True, compiler=is_compiled, hopper=is_hopper):
         yield
 
 
 @contextmanager
 def as_by_compiler() -> Iterator[None]:
     """Within the block, take a kernel for what torch.compile would make one of, wherever it is: for traces likewise."""
-    with _assuming(gpu=_assumed.gpu, compiler=True):
+    with _assuming(compiler=True):
         yield
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
     """Within the block, take the paths that call each layer by itself, on a GPU too: for those who watch layers."""
-    with _assuming(gpu=False, compiler=_assumed.compiler):
+    with _assuming(gpu=False):
         yield
 
 
 @contextmanager
-def _assuming(*, gpu: bool | None, compiler: bool) -> Iterator[None]:
+def _assuming(**changes: bool) -> Iterator[None]:
     before = dict(vars(_assumed))
-    _assumed.gpu, _assumed.compiler = gpu, compiler
+    vars(_assumed).update(changes)
     try:
         yield
     finally:
@@ -105,9 +106,13 @@ def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-@cache
 def no_hopper_reason(device: torch.device) -> str | None:
     """Say why kernels for Hopper GPUs, which are written in Gluon, cannot run on ``device``, or None when they can."""
+    return None if _assumed.hopper else _no_hopper_reason(device)
+
+
+@cache
+def _no_hopper_reason(device: torch.device) -> str | None:
     if not AVAILABLE:
         return "Triton is not installed"
     if device.type != "cuda":

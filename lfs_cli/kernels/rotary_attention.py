@@ -15,18 +15,24 @@ Traffic:  saves putting dq, dk and dv together, which reads and writes as much a
           of gpt2_small.json, see `rope.py`.
 Measured: one H200, 2026-11-29, a compiled step of gpt2_small.json under the profiler: 1.14 of 54.3 ms less, of which
           0.84 for stacking gradients and 0.30 for turning dq where it is rounded.
+Short:    where `short_attention.py` can run and there is no norm, one kernel turns and attends, and one goes all the
+          way back. Then q' and k' are nowhere in memory, and qkv, o and L are what is saved. Shapes alone decide that,
+          so that a trace of torch.compile decides as the call does; a kernel that fails its self-check is replaced
+          inside of the operation.
 Limits:   those of both. Where the kernel of `rope.py` cannot run, the two operations take its place.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.kernels import rope
-from lfs_cli.kernels.flash_attention import checked_options, flash_attention, run_backward, unpacked
-from lfs_cli.kernels.operation import compute_dtype, operation
+from lfs_cli.kernels import reference_attention, rope, short_attention
+from lfs_cli.kernels.flash_attention import LARGEST_ERROR, checked_options, flash_attention, run_backward, unpacked
+from lfs_cli.kernels.hopper_attention import is_aligned
+from lfs_cli.kernels.operation import compute_dtype, is_trusted, operation, relative_errors
 
 
 def rotary_attention(
@@ -77,12 +83,41 @@ def rotary_attention(
     q_BTHD, k_BTGD, v_BTGD = unpacked(qkv_BTMD, heads)
     turn = cos, sin, q_weight, k_weight
     rope.check(q_BTHD, k_BTGD, *turn)
+    mask = {"causal": causal, "window": window, "documents": documents}
+    has_norm = q_weight is not None
+    if not_short(q_BTHD, k_BTGD, v_BTGD, **mask, has_norm=has_norm, implementation=implementation) is None:
+        *_, deterministic, _ = checked_options(q_BTHD, k_BTGD, causal, None, None, None, None, None, implementation)
+        scale = q_BTHD.shape[3] ** -0.5
+        return _ShortAttention.apply(qkv_BTMD, heads, cos, sin, scale, deterministic, implementation)
     if rope.unavailable(q_BTHD, k_BTGD):
         q_BTHD, k_BTGD = rope.qk_norm_rope(q_BTHD, k_BTGD, *turn, epsilon=epsilon)
-        how = {"causal": causal, "window": window, "documents": documents, "implementation": implementation}
-        return flash_attention(q_BTHD, k_BTGD, v_BTGD, **how)
+        return flash_attention(q_BTHD, k_BTGD, v_BTGD, **mask, implementation=implementation)
     options = checked_options(q_BTHD, k_BTGD, causal, None, window, None, documents, None, implementation)
     return _RotaryAttention.apply(qkv_BTMD, heads, *turn, epsilon, *options)
+
+
+def not_short(
+    q_BTHD: Tensor,
+    k_BTGD: Tensor,
+    v_BTGD: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    has_norm: bool = False,
+    implementation: str = "auto",
+) -> str | None:
+    """Say why the kernels for short sequences do not turn and attend to such heads, or None when they do.
+
+    Looks at types, shapes and the device, so the tensors may be fake. The arguments are those of `rotary_attention`,
+    and whether there are norm weights.
+    """
+    if implementation not in ("auto", "hopper"):
+        return "another kernel is asked for by name"
+    if has_norm:
+        return "it has no QK-norm"
+    mask = {"causal": causal, "window": window, "documents": documents}
+    return short_attention.unavailable_reason(q_BTHD, k_BTGD, v_BTGD, **mask)
 
 
 class _RotaryAttention(torch.autograd.Function):
@@ -158,3 +193,118 @@ def _backward_operation(
 def _(_do: Tensor, qkv_BTMD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     dweights = qkv_BTMD.new_empty((2, qkv_BTMD.shape[3]), dtype=torch.float32)
     return qkv_BTMD.new_empty(qkv_BTMD.shape), dweights
+
+
+class _ShortAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_BTMD: Tensor, heads: int, cos: Tensor, sin: Tensor, *options: Any) -> Tensor:
+        o_BTHD, L_BHT = _short_operation(qkv_BTMD, heads, cos, sin, *options)
+        ctx.save_for_backward(qkv_BTMD, o_BTHD, L_BHT, cos, sin)
+        ctx.heads, ctx.options = heads, options
+        return o_BTHD
+
+    @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        qkv_BTMD, o_BTHD, L_BHT, cos, sin = ctx.saved_tensors
+        tensors = *gradients, qkv_BTMD, o_BTHD, L_BHT
+        dqkv_BTMD = _short_backward_operation(*tensors, ctx.heads, cos, sin, *ctx.options)
+        return dqkv_BTMD, None, None, None, *(None for _ in ctx.options)
+
+
+@operation("short_attention")
+def _short_operation(
+    qkv_BTMD: Tensor,
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    deterministic: bool,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """Return o (B, T, H, D), contiguous, and L (B, H, T), of queries and keys that are not turned yet."""
+    if _is_short_right("forward", qkv_BTMD, heads):
+        return short_attention.forward(*unpacked(_aligned(qkv_BTMD), heads), cos, sin, scale)
+    q_BTHD, k_BTHD, v_BTHD = _turned(qkv_BTMD, heads, cos, sin)
+    options = None, True, scale, None, None, deterministic, implementation
+    return torch.ops.lfs.flash_attention.default(q_BTHD, k_BTHD, v_BTHD, *options)
+
+
+@torch.library.register_fake("lfs::short_attention")
+def _(qkv_BTMD: Tensor, heads: int, *_: Any) -> tuple[Tensor, Tensor]:
+    B, T, D = *qkv_BTMD.shape[:2], qkv_BTMD.shape[3]
+    return qkv_BTMD.new_empty((B, T, heads, D)), qkv_BTMD.new_empty((B, heads, T), dtype=torch.float32)
+
+
+@operation("short_attention_backward")
+def _short_backward_operation(
+    do_BTHD: Tensor,
+    qkv_BTMD: Tensor,
+    o_BTHD: Tensor,
+    L_BHT: Tensor,
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    deterministic: bool,
+    implementation: str,
+) -> Tensor:
+    """Return the gradient of all M heads, as they came, in one contiguous tensor."""
+    dqkv_BTMD = torch.empty(qkv_BTMD.shape, dtype=qkv_BTMD.dtype, device=qkv_BTMD.device)
+    into = dict(zip(("dq", "dk", "dv"), unpacked(dqkv_BTMD, heads), strict=True))
+    if _is_short_right("backward", qkv_BTMD, heads):
+        saved = *unpacked(_aligned(qkv_BTMD), heads), o_BTHD, L_BHT, _aligned(do_BTHD.contiguous())
+        short_attention.backward(*saved, cos, sin, scale, **into)
+        return dqkv_BTMD
+    saved = do_BTHD, *_turned(qkv_BTMD, heads, cos, sin), o_BTHD, L_BHT
+    options = None, True, scale, None, None, deterministic, implementation
+    run_backward(*saved, *options, turn=(cos, sin), **into)
+    return dqkv_BTMD
+
+
+@torch.library.register_fake("lfs::short_attention_backward")
+def _(_do: Tensor, qkv_BTMD: Tensor, *_: Any) -> Tensor:
+    return qkv_BTMD.new_empty(qkv_BTMD.shape)
+
+
+def _aligned(x_BTMD: Tensor) -> Tensor:
+    """Return a tensor that the copy engine can read; a copy if need be, such as of a gradient that is expanded."""
+    return x_BTMD if is_aligned(x_BTMD) else x_BTMD.clone(memory_format=torch.contiguous_format)
+
+
+def _turned(qkv_BTMD: Tensor, heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries and keys turned, and values: for another kernel in the place of one that is wrong."""
+    q_BTHD, k_BTHD, v_BTHD = unpacked(qkv_BTMD, heads)
+    is_kernel = rope.unavailable(q_BTHD, k_BTHD) is None
+    turn = torch.ops.lfs.qk_norm_rope.default if is_kernel else rope.reference_qk_norm_rope
+    q_BTHD, k_BTHD = turn(q_BTHD, k_BTHD, cos, sin, None, None, 0.0)
+    return q_BTHD, k_BTHD, v_BTHD
+
+
+def _is_short_right(step: str, qkv_BTMD: Tensor, heads: int) -> bool:
+    """Return whether a kernel for short sequences is to be used, as it does on few heads what the definitions do."""
+    T, dtype = qkv_BTMD.shape[1], qkv_BTMD.dtype
+    case = dtype, short_attention.blocks_of(T)
+    errors_of = partial(_short_errors, step, T, heads)
+    return is_trusted(f"short attention {step}", errors_of, qkv_BTMD.device, *case, allowed=LARGEST_ERROR[dtype])
+
+
+def _short_errors(step: str, T: int, heads: int, device: torch.device, dtype: torch.dtype, _blocks: int) -> list[float]:
+    """Run one step of the kernels, on parts of one tensor as a call does, and the definitions in float64."""
+    generator = torch.Generator(device).manual_seed(0)
+    B, D = 3, short_attention.HEAD_DIM
+    qkv, do = (torch.randn(B, T, n, D, generator=generator, device=device).to(dtype) for n in (3 * heads, heads))
+    angles = 6.3 * torch.rand(T, D // 2, generator=generator, device=device)
+    turn, how = (angles.cos(), angles.sin()), {"causal": True, "scale": D**-0.5}
+    q, k, v = unpacked(qkv, heads)
+    wide = *rope.reference_qk_norm_rope(q.double(), k.double(), *turn), v.double()
+    o, L = reference_attention.forward(*wide, **how)
+    if step == "forward":
+        return relative_errors(short_attention.forward(q, k, v, *turn, how["scale"]), (o, L))
+    dq, dk, dv = reference_attention.backward(*wide, o, L, do.double(), **how)
+    exact = *rope.reference_qk_norm_rope(dq, dk, angles.cos(), -angles.sin()), dv
+    found = unpacked(torch.empty_like(qkv), heads)
+    into = dict(zip(("dq", "dk", "dv"), found, strict=True))
+    short_attention.backward(q, k, v, o.to(dtype), L.float(), do, *turn, how["scale"], **into)
+    return relative_errors(found, exact)

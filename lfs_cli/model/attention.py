@@ -10,7 +10,8 @@ h G / H. The last query sits at the last key, so T < S means that the first S - 
 
 `reference` is the definition, `standard` the same in the input's own type with all B x H x T x S scores in memory,
 `flash` a kernel that never stores them: both are differentiable once. `auto` is a choice between these two, made by
-`resolve_attention`. `hopper` and `triton` are `flash` held to one of its kernels.
+`resolve_attention`. `hopper` and `triton` are `flash` held to one of its kernels. In training `rotary_attention` takes
+the place of `flash`, and has a kernel of its own for short sequences.
 
 A `window` lets a query see the latest keys only, its own included. `documents` keep it within its own: the cumulative
 lengths of the documents that lie one after another in the batch, row after row (`document_lengths`):
@@ -44,7 +45,8 @@ from lfs_cli.kernels import flash_attention as flash
 from lfs_cli.kernels.operation import compute_dtype, on_gpu
 from lfs_cli.kernels.reference_attention import document_spans, visible
 from lfs_cli.kernels.rope import qk_norm_rope
-from lfs_cli.kernels.rotary_attention import rotary_attention
+from lfs_cli.kernels.rotary_attention import not_short, rotary_attention
+from lfs_cli.kernels.short_attention import HEAD_DIM as SHORT_HEAD_DIM
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked
 from lfs_cli.model.norm import RMSNorm
@@ -204,6 +206,8 @@ def resolve_attention(
     length: int = 1_024,
     window: int | None = None,
     has_documents: bool = False,
+    rotates: bool = False,
+    qk_norm: bool = False,
 ) -> tuple[str, str]:
     """Say which backend ``name`` stands for here, and why.
 
@@ -217,6 +221,8 @@ def resolve_attention(
         length: Positions in a sequence (T).
         window: Positions that a layer sees, when one has fewer than all.
         has_documents: Whether attention is to keep to a document.
+        rotates: Whether queries and keys are turned by their positions first, which one kernel may do with the rest.
+        qk_norm: Whether they are normalized before that.
 
     Returns:
         The registered name and the reason in a few words. That of `flash` starts with the kernel it takes.
@@ -243,7 +249,13 @@ def resolve_attention(
             f"attention `{name}` cannot run here: {str(error).split(': ', 1)[1]}",
             hint="use `--set model.attention=auto`, which takes the fastest backend that can",
         ) from None
-    return backend, f"{kernel} kernel; {why}"
+    reason = f"{kernel} kernel; {why}"
+    if not rotates or head_dim != SHORT_HEAD_DIM or _KERNELS[backend] != "auto":
+        return backend, reason
+    refusal = not_short(q_BTHD, k_BSGD, v_BSGD, window=window, documents=documents, has_norm=qk_norm)
+    if refusal is None:
+        return backend, f"short kernel, rotation included; without gradients {reason}"
+    return backend, reason if refusal in why else f"{reason}; not short: {refusal}"
 
 
 def _check_mask(backend: str, has_window: bool, has_documents: bool = False) -> None:

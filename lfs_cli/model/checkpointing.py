@@ -21,6 +21,7 @@ KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.bmm.default,
     torch.ops.lfs.flash_attention.default,
+    torch.ops.lfs.short_attention.default,
 )
 """Operations whose results selective checkpointing keeps: they cost more than they weigh, unlike scores."""
 

@@ -190,6 +190,8 @@ def resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
             length=model.context_length,
             window=window,
             has_documents=config.data.documents == "packed",
+            rotates=model.positions == "rope",
+            qk_norm=model.qk_norm,
         )
         for window in map(model.layer_window, range(model.layers))
     }

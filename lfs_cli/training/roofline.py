@@ -95,7 +95,8 @@ def step_seconds(config: TrainConfig, gpu: GPU, dtype: torch.dtype, *, is_compil
     model, rows = resolved_for(config.model, "cuda"), config.passes_size
 
     def one_pass(layers: int) -> tuple[float, float]:
-        with as_on_gpu(is_compiled=is_compiled), fake_model(model.model_copy(update={"layers": layers})) as transformer:
+        part = model.model_copy(update={"layers": layers})
+        with as_on_gpu(is_compiled=is_compiled, is_hopper=is_hopper(gpu)), fake_model(part) as transformer:
             tokens_BT = no_tokens(transformer, rows)
             run_pass(transformer, tokens_BT, dtype)  # from the second pass on, gradients are added to
             kernels = _kernels_of(lambda: run_pass(transformer, tokens_BT, dtype), gpu, is_fused=is_compiled)
@@ -226,16 +227,22 @@ def _seconds(func: Any, args: Any, result: Any, gpu: GPU) -> float:
         # Logits are written, read twice and written, and read by two products
         logits = 6 * 2 * R * V / (BANDWIDTH_SHARE * gpu.bandwidth)
         return 3 * _product_seconds(1, R, C, V, gpu) + logits
-    if name.startswith("lfs::flash_attention") or name == "lfs::rotary_attention_backward":
+    if name.startswith(("lfs::flash_attention", "lfs::short_attention")) or name == "lfs::rotary_attention_backward":
         is_backward = name.endswith("backward")
         B, T, H, D = (args[0] if is_backward else result[0]).shape
-        documents, _causal, _scale, window, softcap = args[-7:-2]
+        is_short = name.startswith("lfs::short_attention")  # which has no such options
+        documents, window, softcap = (None,) * 3 if is_short else (args[-7], *args[-4:-2])
         seen = min(window or T, T)
         pairs = B * H * T * (seen - seen**2 / (2 * T))
         is_plain = documents is None and window is None and softcap is None
-        share = attention_share(T, D, is_plain and gpu.name.startswith(("H100", "H200")))
+        share = attention_share(T, D, is_plain and is_hopper(gpu))
         return (10 if is_backward else 4) * pairs * D / (share * gpu.flops)
     return 0.0
+
+
+def is_hopper(gpu: GPU) -> bool:
+    """Return whether a GPU runs the kernels for the Hopper generation."""
+    return gpu.name.startswith(("H100", "H200"))
 
 
 def attention_share(T: int, D: int, by_hopper: bool) -> float:

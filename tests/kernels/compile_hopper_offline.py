@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from lfs_cli.kernels import hopper_attention as hopper
-from lfs_cli.kernels import hopper_backward, hopper_forward
+from lfs_cli.kernels import hopper_backward, hopper_forward, hopper_short, short_attention
 
 DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 TYPES = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}
@@ -71,6 +71,29 @@ def backward(
     return report(f"backward {D} {tile} {causal=}", hopper_backward.backward, types, constants, registers.all)
 
 
+def short_forward(T: int, dtype: str = "bf16") -> dict[str, Any]:
+    return short_report("forward", T, dtype, {"PAIRS": short_attention.layouts()["PAIRS"]})
+
+
+def short_backward(T: int, dtype: str = "bf16") -> dict[str, Any]:
+    return short_report("backward", T, dtype, short_attention.layouts())
+
+
+def short_report(step: str, T: int, dtype: str, layouts: dict[str, Any]) -> dict[str, Any]:
+    """Much is unrolled, so spilled accesses of the whole kernel are counted."""
+    kernel, D = getattr(hopper_short, step), short_attention.HEAD_DIM
+    types = {name: described(dtype, 1, 64, 1, D) for name in kernel.arg_names if name.endswith("_desc")}
+    types |= dict.fromkeys(("L_ptr", "cos_ptr", "sin_ptr"), "*fp32") | dict.fromkeys(("o_ptr", "do_ptr"), f"*{dtype}")
+    types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+    types |= {"scale": "fp32", "scale_log2": "fp32"}
+    constants = {"D": D, "BLOCKS": short_attention.blocks_of(T), **layouts}
+    compiled, said, sass = build(kernel, types, constants, num_warps=4, maxnreg=short_attention.REGISTERS)
+    return about(f"short {step} {T}", compiled, said, sass) | {
+        "spilled": spilled(sass.splitlines()),
+        "registers": int(re.findall(r"Used (\d+) registers", said)[-1]),
+    }
+
+
 def build(
     kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any
 ) -> tuple[triton.compiler.CompiledKernel, str, str]:
@@ -96,10 +119,14 @@ def build(
 
 def report(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], registers: int) -> dict[str, Any]:
     compiled, said, sass = build(kernel, types, constants, num_warps=4, maxnreg=registers)
+    return about(name, compiled, said, sass) | {"spilled_in_loops": spilled_in_loops(sass)}
+
+
+def about(name: str, compiled: triton.compiler.CompiledKernel, said: str, sass: str) -> dict[str, Any]:
+    """What is asked of every kernel."""
     return {
         "kernel": name,
         "warnings": sorted(set(re.findall(r"C75\d\d", said))),
-        "spilled_in_loops": spilled_in_loops(sass),
         "shared": compiled.metadata.shared,
         "exponentials_while_multiplying": exponentials_while_multiplying(sass),
         **{n: len(re.findall(rf"\b{n}", sass)) for n in ("HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG")},
@@ -120,7 +147,12 @@ def spilled_in_loops(sass: str) -> int:
             loops.append((labels[jump[1]], i))
     innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     assert innermost
-    return sum(bool(re.search(r"\b(LDL|STL)\b", line)) for start, stop in innermost for line in lines[start:stop])
+    return sum(spilled(lines[start:stop]) for start, stop in innermost)
+
+
+def spilled(lines: list[str]) -> int:
+    """Count loads and stores of spilled registers."""
+    return sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in lines)
 
 
 def exponentials_while_multiplying(sass: str) -> list[int]:
@@ -151,6 +183,7 @@ def main() -> None:
         backward(64, causal=True),
         backward(128, causal=True),
         backward(64, "fp16", 4, causal=False),
+        *(short(T) for T in (128, 256) for short in (short_forward, short_backward)),
     ):
         print(json.dumps(row), flush=True)
 

@@ -67,6 +67,11 @@ def main() -> None:
     for weights in ([], [drawn(64), drawn(64)]):
         attend = lambda qkv, *w: rotary_attention(qkv, cos, sin, *w, heads=4, kv_heads=2)  # noqa: E731  shorter so
         differentiate(f"turned attention, {len(weights)} weights", attend, drawn(2, 300, 8 * 64), *weights)
+    for T in (200, 256):  # on a Hopper GPU, by the kernels for short sequences; more heads than programs
+        short = RotaryEmbedding(1e4, 32, T)
+        turn = short.cos.to(DEVICE), short.sin.to(DEVICE)
+        attend = lambda qkv, turn=turn: rotary_attention(qkv, *turn, heads=3, kv_heads=3)  # noqa: E731  shorter so
+        differentiate(f"turned attention, T = {T}", attend, drawn(100 if ON_GPU else 1, T, 9 * 32))
     differentiate("SwiGLU", swiglu, drawn(300, 2 * 136))
     differentiate("sum, RMSNorm", add_rms_norm, drawn(300, 100), drawn(300, 100), drawn(100))
     for V in (1_000, HOPPER_VOCABULARIES[True].start + 1):

@@ -316,6 +316,10 @@ class Interpreter:
             exp2=lambda x: value(np.exp2(x)),
             log2=lambda x: value(np.log2(x)),
             convert_layout=lambda x, _: x,
+            reshape=lambda x, shape: x.reshape(shape).view(Value),
+            split=lambda x: (x[..., 0].view(Value), x[..., 1].view(Value)),
+            join=lambda a, b: value(np.stack([a, b], -1)),
+            NVMMASharedLayout=SimpleNamespace(get_default_for=nothing),
             load=self._load,
             store=self._store,
             allocate_shared_memory=self._allocate,
@@ -329,8 +333,10 @@ class Interpreter:
         module.copy_async, module.commit_copies = self._copy_async, self._commit_copies
         module.wait_for_copies = self._wait_for_copies
         module.fence_async_shared = self._fence
+        module.barrier = nothing  # partitions are threads here, not four warps that may drift apart
         module.reinterpret = Shared.reinterpret
         module.warpgroup_mma, module.warpgroup_mma_wait = self._multiply, self._multiply_wait
+        module.warpgroup_mma_init = lambda x: x
         return module
 
     def _load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Value:
@@ -390,7 +396,10 @@ class Interpreter:
                 barrier.land()
             return barrier.phase % 2 != phase
 
-        self.machine.wait(is_done)
+        if self.machine.unfinished:
+            self.machine.wait(is_done)
+        elif not is_done():  # a program without partitions
+            raise DeadlockError("the program waits for a barrier that no one will complete")
 
     def _load_tile(self, descriptor: Descriptor, place: Any, barrier: Barrier, buffer: Shared) -> None:
         place = [int(x) for x in place]

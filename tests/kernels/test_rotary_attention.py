@@ -16,17 +16,19 @@ from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lfs_cli.config import ModelConfig
 from lfs_cli.kernels import flash_attention as flash
-from lfs_cli.kernels import hopper_attention, triton_attention
+from lfs_cli.kernels import hopper_attention, reference_attention, short_attention, triton_attention
 from lfs_cli.kernels.flash_attention import flash_attention
 from lfs_cli.kernels.operation import as_on_gpu
-from lfs_cli.kernels.reference_attention import document_spans, reference_attention
+from lfs_cli.kernels.reference_attention import document_spans
+from lfs_cli.kernels.reference_attention import reference_attention as attend_by_definition
 from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
-from lfs_cli.kernels.rotary_attention import rotary_attention
+from lfs_cli.kernels.rotary_attention import not_short, rotary_attention
 from lfs_cli.model import Attention, KVCache, RotaryEmbedding, Transformer, next_token_loss
 from lfs_cli.model.checkpointing import checkpointed
 
@@ -65,7 +67,7 @@ def in_two(turn: Callable, attend: Callable, qkv: Tensor, *weights: Tensor, head
     return attend(*turn(q, k, how["cos"], how["sin"], *weights), v, **options)
 
 
-by_definition = partial(in_two, reference_qk_norm_rope, reference_attention)
+by_definition = partial(in_two, reference_qk_norm_rope, attend_by_definition)
 separately = partial(in_two, qk_norm_rope, flash_attention)
 
 
@@ -199,7 +201,7 @@ def test_the_operation_keeps_the_rules_of_torch(norm, implementation, device) ->
     spans = document_spans(torch.tensor([0, 9, 42], device=device), B, T)
     turn = (how["cos"], how["sin"], *(weights or (None, None)), 1e-5)
     options = (spans, True, 0.3, 5, None, False, implementation)
-    torch.library.opcheck(torch.ops.lfs.rotary_attention_backward.default, (*heads, *turn, *options))
+    opcheck(torch.ops.lfs.rotary_attention_backward.default, (*heads, *turn, *options))
 
 
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
@@ -273,6 +275,216 @@ def test_what_cannot_work_is_refused(change, message) -> None:
         rotary_attention(**{**good, "kv_heads": 1, **change})
 
 
+# Short sequences -----------------------------------------------------------------------------------------------------
+
+SHORT = (2, 70, 3, 3, 32)  # B, T, H, G, D
+HALF = torch.float16
+
+
+def float32(x: Tensor) -> Tensor:
+    return x.to(torch.float32)
+
+
+def short_forward(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    assert all(map(hopper_attention.is_aligned, (q, k, v)))
+    return reference_attention.forward(*reference_qk_norm_rope(q, k, cos, sin), v, causal=True, scale=scale)
+
+
+def short_backward(q, k, v, o, L, do, cos, sin, scale, *, dq, dk, dv) -> None:
+    assert all(map(hopper_attention.is_aligned, (q, k, v, o, do, dq, dk, dv)))
+    heads = (*reference_qk_norm_rope(q, k, cos, sin), v, o)
+    found = reference_attention.backward(*map(float32, heads), L, float32(do), causal=True, scale=scale)
+    turned_back = (*reference_qk_norm_rope(*found[:2], cos, -sin), found[2])
+    for into, x in zip((dq, dk, dv), turned_back, strict=True):
+        into.copy_(x)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, forgets_checks: None) -> list[str]:
+    """A machine with kernels for short sequences, made of the definitions; and which of them run, in order."""
+    names: list[str] = []
+    monkeypatch.setattr(short_attention, "no_hopper_reason", lambda _: None)
+    for name, kernel in (("forward", short_forward), ("backward", short_backward)):
+        run = lambda *x, name=name, kernel=kernel, **how: names.append(name) or kernel(*x, **how)  # noqa: E731
+        monkeypatch.setattr(short_attention, name, run)
+    return names
+
+
+REFUSED = [  # what is asked for, and why the kernels for short sequences do not do it
+    ({}, None),
+    ({"T": 65}, None),
+    ({"T": 256, "H": 1, "G": 1}, None),
+    ({"dtype": torch.bfloat16, "implementation": "hopper"}, None),
+    ({"T": 64}, "it takes 65 to 256 positions, not 64"),
+    ({"T": 257}, "it takes 65 to 256 positions, not 257"),
+    ({"B": 0}, "there is nothing to compute"),
+    ({"B": 2**24}, "there are more than 2^31 queries"),
+    ({"D": 64}, "head dimension 64 is not 32"),
+    ({"G": 1}, "query heads share key/value heads"),
+    ({"dtype": torch.float32}, "the type is float32, not bfloat16 or float16"),
+    ({"causal": False}, "it is for causal attention"),
+    ({"window": 9}, "it has no windows"),
+    ({"documents": torch.tensor([0, 70])}, "it has no documents"),
+    ({"has_norm": True}, "it has no QK-norm"),
+    ({"implementation": "triton"}, "another kernel is asked for by name"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED, ids=str)
+def test_shapes_and_options_decide_whether_a_sequence_is_short(change: dict, reason: str | None, launched) -> None:
+    sizes = dict(zip("BTHGD", SHORT, strict=True)) | {"dtype": HALF} | change
+    B, T, H, G, D, dtype = (sizes.pop(name) for name in (*"BTHGD", "dtype"))
+    with FakeTensorMode():
+        q, k, v = (torch.empty(B, T, heads, D, dtype=dtype) for heads in (H, G, G))
+    assert not_short(q, k, v, **sizes) == reason
+
+
+def test_more_queries_than_keys_are_no_short_sequence(launched) -> None:
+    q, k = (torch.empty(1, length, 1, 32, dtype=HALF) for length in (70, 71))
+    assert not_short(q, k, k) == "there are not as many queries as keys"
+
+
+def test_without_a_hopper_gpu_no_sequence_is_short() -> None:
+    x = torch.empty(1, 70, 1, 32, dtype=HALF)
+    assert not_short(x, x, x)
+    with as_on_gpu(is_compiled=False, is_hopper=True):
+        assert not_short(x, x, x) is None
+    assert not_short(x, x, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("shape", [SHORT, (1, 65, 1, 1, 32)], ids=str)
+def test_a_short_sequence_is_turned_and_attended_to_by_one_kernel(shape, dtype, launched, device, poisoned) -> None:
+    inputs, how = draw(shape, dtype, device, norm=False)
+    assert_near(run(together, inputs, **how), exactly(inputs, **how), 8)
+    assert launched == ["forward", "forward", "backward", "backward"]  # the check, then the call
+    run(together, inputs, **how)
+    assert launched[4:] == ["forward", "backward"]
+
+
+def test_a_kernel_for_short_sequences_is_checked_for_each_type_and_number_of_blocks(launched, device) -> None:
+    for T, checks in ((70, 1), (128, 0), (129, 1)):
+        inputs, how = draw((1, T, 1, 1, 32), HALF, device, norm=False)
+        before = len(launched)
+        together(*inputs, **how)
+        assert len(launched) - before == 1 + checks
+
+
+def test_what_the_copy_engine_cannot_read_is_copied(launched, device) -> None:
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+    right = run(together, inputs, **how)
+    channels = inputs[0].shape[2]
+    for wide in (torch.stack((inputs[0], inputs[0]), 3)[..., 0], torch.cat((inputs[0],) * 2, 2)[..., 1 : channels + 1]):
+        wide.copy_(inputs[0])
+        for ours, theirs in zip(run(together, [wide], **how), right, strict=True):
+            assert torch.equal(ours, theirs)
+    qkv = inputs[0].requires_grad_()
+    together(qkv, **how).sum().backward()  # whose gradient has no memory of its own
+
+
+def test_turned_queries_and_keys_are_not_kept(launched, device) -> None:
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+    kept: list[Tensor] = []
+    with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        together(inputs[0].requires_grad_(), **how)
+    B, T, H, _, D = SHORT
+    angles = (T, D // 2)
+    assert [tuple(x.shape) for x in kept] == [(B, T, 3 * H, D), (B, T, H, D), (B, H, T), angles, angles]
+    assert kept[0].data_ptr() == inputs[0].data_ptr()
+
+
+def test_forward_and_backward_of_a_short_sequence_are_an_operation_each(launched, device) -> None:
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+    together(*inputs, **how).sum()  # the checks, and what they take
+    watch = Watch()
+    with watch:
+        o = together(inputs[0].requires_grad_(), **how)
+    assert [name for name in watch.names if name.startswith("lfs::")] == ["lfs::short_attention"]
+    names = watch.backward_of(o)
+    assert [name for name in names if name.startswith("lfs::")] == ["lfs::short_attention_backward"]
+    assert not {"aten::cat", "aten::copy_", "aten::slice_backward", "aten::add"} & set(names)
+
+
+def test_the_operations_for_short_sequences_keep_the_rules_of_torch(launched, device) -> None:
+    (qkv,), how = draw(SHORT, HALF, device, norm=False)
+    B, T, H, _, D = SHORT
+    o, L = randn(B, T, H, D, dtype=HALF, device=device), randn(B, H, T, dtype=torch.float32, device=device)
+    qkv = qkv.view(B, T, 3 * H, D)
+    rest = H, how["cos"], how["sin"], 0.3, False, "auto"
+    opcheck(torch.ops.lfs.short_attention.default, (qkv, *rest))
+    opcheck(torch.ops.lfs.short_attention_backward.default, (o, qkv, o, L, *rest))
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
+def test_torch_compile_decides_as_a_call_does(launched, device) -> None:
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+
+    def mix(qkv: Tensor) -> Tensor:
+        return together(2 * qkv, **how).sin()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(run(compiled, inputs), run(mix, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert launched == ["forward", "forward", "backward", "backward", "forward", "backward"]
+
+
+def test_selective_checkpointing_attends_to_a_short_sequence_once(launched, device) -> None:
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+    keep = checkpointed("selective")
+    assert keep is not None
+    names = Watch().backward_of(keep(partial(together, **how), inputs[0].requires_grad_()))
+    assert "lfs::short_attention_backward" in names
+    assert "lfs::short_attention" not in names
+
+
+def spoiled(kernel: Callable) -> Callable:
+    """A kernel that gets a result wrong, by more than rounding explains."""
+
+    def wrong(*tensors: Any, **how: Any) -> Any:
+        result = kernel(*tensors, **how)
+        (how["dk"] if result is None else result[0]).mul_(1.05)
+        return result
+
+    return wrong
+
+
+def broken(_kernel: Callable) -> Callable:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("PassManager::run failed\nmore")
+
+    return fail
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["as written", "compiled"])
+@pytest.mark.parametrize(("fault", "problem"), [(spoiled, "it is off by"), (broken, "RuntimeError: PassManager")])
+@pytest.mark.parametrize("step", ["forward", "backward"])
+def test_a_kernel_for_short_sequences_that_fails_its_check_is_replaced(
+    step: str, fault: Callable, problem: str, is_compiled: bool, launched, device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(short_attention, step, fault(getattr(short_attention, step)))
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+    torch._dynamo.reset()
+    function = torch.compile(together, backend="aot_eager") if is_compiled else together
+    with pytest.warns(RuntimeWarning, match=f"the short attention {step} kernel fails its self-check .*: {problem}"):
+        ours = run(function, inputs, **how)
+    assert_near(ours, exactly(inputs, **how), 12)
+    other = "backward" if step == "forward" else "forward"
+    assert launched.count(other) == 2  # the other step is as it was
+    run(function, inputs, **how)  # without another warning, which would be an error
+
+
+def test_a_kernel_asked_for_by_name_is_not_replaced_by_a_portable_one(launched, device, monkeypatch) -> None:
+    monkeypatch.setattr(short_attention, "forward", broken(short_forward))
+    inputs, how = draw(SHORT, HALF, device, norm=False)
+    with (
+        pytest.warns(RuntimeWarning, match="the short attention forward kernel fails"),
+        pytest.raises(ValueError, match="cannot run here"),
+    ):
+        together(*inputs, **how, implementation="hopper")
+
+
 # In the model --------------------------------------------------------------------------------------------------------
 
 T, C = 6, 32
@@ -284,12 +496,22 @@ def layer(**how: Any) -> Attention:
     return Attention(C, 4, 2, **{"rope": rope, "qk_norm": True, "epsilon": 1e-6, "backend": "flash", **how})
 
 
-def taken(how: dict, given: Callable[[], dict[str, Any]] = dict, *, grad: bool = True) -> list[str]:
+def taken(
+    how: dict,
+    given: Callable[[], dict[str, Any]] = dict,
+    *,
+    grad: bool = True,
+    attention: Attention | None = None,
+    length: int = T,
+    is_hopper: bool = False,
+) -> list[str]:
     """The operations of a layer, forward and backward, for tensors without numbers on a GPU that need not be there."""
-    attention, watch = layer(**how), Watch()
+    attention, watch = attention or layer(**how), Watch()
+    width = attention.query.weight.shape[1]
     tensors = FakeTensorMode(allow_non_fake_inputs=True)  # such as the weights
-    with as_on_gpu(is_compiled=False), tensors, torch.set_grad_enabled(grad), watch:
-        y = attention(torch.ones(2, T, C), **given())
+    with as_on_gpu(is_compiled=False, is_hopper=is_hopper), tensors, torch.set_grad_enabled(grad), watch:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_hopper):
+            y = attention(torch.ones(2, length, width), **given())
         if grad:
             torch.autograd.grad(y.sum(), list(attention.parameters()), allow_unused=True)
     return watch.names
@@ -298,6 +520,19 @@ def taken(how: dict, given: Callable[[], dict[str, Any]] = dict, *, grad: bool =
 @pytest.mark.parametrize("how", [{}, {"window": 3}, {"qk_norm": False}, {"mixes_values": True}], ids=str)
 def test_training_on_a_gpu_takes_it(how: dict) -> None:
     assert "lfs::rotary_attention_backward" in taken(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "length", "is_short"),
+    [({}, 256, True), ({}, 300, False), ({"qk_norm": True}, 256, False), ({"window": 3}, 256, False)],
+    ids=str,
+)
+def test_training_on_short_sequences_on_a_hopper_gpu_takes_the_kernels_for_them(how, length, is_short) -> None:
+    attention = Attention(96, 3, rope=RotaryEmbedding(10_000.0, 32, 300), backend="flash", **how)
+    names = set(taken({}, attention=attention, length=length, is_hopper=True))
+    short = {"lfs::short_attention", "lfs::short_attention_backward"}
+    separate = {"lfs::qk_norm_rope", "lfs::flash_attention", "lfs::rotary_attention_backward"}
+    assert names & (short | separate) == (short if is_short else separate)
 
 
 ELSEWHERE = {
@@ -419,4 +654,79 @@ def test_a_cuda_graph_replays_the_gradients() -> None:
         leaves[0].copy_(leaves[0].roll(1, 0))
     graph.replay()
     for ours, theirs in zip(recorded, gradients(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+needs_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("B", "H"), [(2, 3), (40, 16)])  # fewer and more heads than fit at once
+@pytest.mark.parametrize("T", [64, 65, 128, 129, 200, 256, 257])
+def test_short_sequences_are_as_accurate_as_the_two_operations(T: int, B: int, H: int, dtype, poisoned) -> None:
+    inputs, how = draw((B, T, H, H, 32), dtype, "cuda", norm=False)
+    results = run(together, inputs, **how), run(separately, inputs, **how), exactly(inputs, **how)
+    for ours, theirs, exact in zip(*results, strict=True):
+        assert_as_accurate(ours, theirs, exact)
+    watch = Watch()
+    with watch:
+        together(inputs[0].requires_grad_(), **how)
+    assert ("lfs::short_attention" in watch.names) == (64 < T < 257)
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.parametrize("T", [65, 200, 256])
+def test_a_hundred_runs_on_short_sequences_are_equal_to_the_bit(T: int) -> None:
+    inputs, how = draw((20, T, 16, 16, 32), torch.bfloat16, "cuda", norm=False)
+    first = run(together, inputs, **how)
+    for _ in range(100):
+        for again, before in zip(run(together, inputs, **how), first, strict=True):
+            assert torch.equal(again, before)
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.filterwarnings("default")  # a compiler has its own
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_short_sequences_are_the_same_to_inductor_and_under_checkpointing(kind: str) -> None:
+    inputs, how = draw((4, 200, 4, 4, 32), torch.bfloat16, "cuda", norm=False)
+    keep = checkpointed(kind)
+    attend = partial(together, **how)
+
+    def mix(qkv: Tensor) -> Tensor:
+        return (attend(qkv.clone()) if keep is None else keep(attend, qkv.clone())).clone()
+
+    torch._dynamo.reset()
+    for function in (mix, torch.compile(mix)):
+        for ours, theirs in zip(run(function, inputs), run(attend, inputs), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@needs_hopper
+def test_a_cuda_graph_replays_short_sequences() -> None:
+    inputs, how = draw((8, 256, 4, 4, 32), torch.bfloat16, "cuda", norm=False)
+    qkv = inputs[0].requires_grad_()
+
+    def found() -> tuple[Tensor, Tensor]:
+        o = together(qkv, **how)
+        return o, torch.autograd.grad(o.sum(), qkv)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        found()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = found()
+    with torch.no_grad():
+        qkv.copy_(qkv.roll(1, 0))
+    graph.replay()
+    for ours, theirs in zip(recorded, found(), strict=True):
         assert torch.equal(ours, theirs)

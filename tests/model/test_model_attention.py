@@ -224,6 +224,39 @@ def test_auto_takes_flash_on_a_gpu_and_names_the_kernel(gpu) -> None:
     )
 
 
+SHORT = "short kernel, rotation included; without gradients triton kernel; not hopper: head dimension 32 is not 64"
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "reason"),
+    [
+        ("auto", {}, SHORT),
+        ("auto", {"length": 512}, "{portable}; not short: it takes 65 to 256 positions, not 512"),
+        ("auto", {"kv_heads": 2}, "{portable}; not short: query heads share key/value heads"),
+        ("auto", {"qk_norm": True}, "{portable}; not short: it has no QK-norm"),
+        ("auto", {"window": 9}, "{portable}; not short: it has no windows"),
+        ("auto", {"rotates": False}, "{portable}"),
+        ("triton", {}, "triton kernel; chosen by name"),
+    ],
+    ids=str,
+)
+def test_the_kernel_for_short_sequences_is_named_or_why_it_is_not_taken(gpu, monkeypatch, name, how, reason) -> None:
+    monkeypatch.setattr("lfs_cli.kernels.short_attention.no_hopper_reason", lambda _: None)
+    how = {"heads": 4, "length": 256, "rotates": True, **how}
+    backend, why = resolve_attention(name, "cuda", torch.bfloat16, 32, **how)
+    portable = "triton kernel; not hopper: head dimension 32 is not 64"
+    assert (backend, why) == (name.replace("auto", "flash"), reason.format(portable=portable))
+
+
+def test_one_reason_against_two_kernels_is_given_once(gpu, monkeypatch) -> None:
+    for name in ("hopper", "short"):
+        monkeypatch.setattr(
+            f"lfs_cli.kernels.{name}_attention.unavailable_reason", lambda *_, **__: "it is another GPU"
+        )
+    found = resolve_attention("auto", "cuda", torch.bfloat16, 32, length=256, rotates=True)
+    assert found == ("flash", "triton kernel; not hopper: it is another GPU")
+
+
 def test_auto_takes_standard_on_a_gpu_that_cannot_run_flash(monkeypatch) -> None:
     monkeypatch.setattr(flash, "unavailable_reason", lambda *_: "head dimension 999 is above 256")
     _resolve_once.cache_clear()

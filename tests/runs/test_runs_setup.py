@@ -49,6 +49,23 @@ def test_the_reason_tells_of_layers_with_and_without_a_window(
     assert setup.resolve(config)[2:] == ("flash", reason)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, f"short kernel, rotation included; without gradients {FULL}"),
+        ({"model__qk_norm": True}, f"{FULL}; not short: it has no QK-norm"),
+        ({"model__positions": "none"}, FULL),
+    ],
+    ids=str,
+)
+def test_the_reason_tells_whether_one_kernel_turns_and_attends(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, change: dict, reason: str
+) -> None:
+    monkeypatch.setattr("lfs_cli.kernels.short_attention.no_hopper_reason", lambda _: None)
+    sizes = {"model__width": 64, "model__heads": 2, "model__context_length": 128}
+    assert setup.resolve(tiny(device="cuda", dtype="bfloat16", **sizes, **change))[2:] == ("flash", reason)
+
+
 def test_layers_with_and_without_a_window_have_one_reason_where_they_agree() -> None:
     config = tiny(model__layers=2, model__window=4, model__window_pattern="SL")
     assert setup.resolve(config)[2:] == ("standard", "`flash` is for CUDA GPUs, and this is cpu")

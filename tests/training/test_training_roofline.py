@@ -7,6 +7,7 @@ import torch
 
 from lfs_cli.config import ModelConfig, TrainConfig, load_config
 from lfs_cli.errors import ConfigError
+from lfs_cli.model.device import as_on_gpu
 from lfs_cli.training import memory, roofline
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.gpus import GPUS, gpu_called, known_gpu
@@ -119,6 +120,21 @@ def test_products_are_counted_as_the_formula_of_their_flops_says() -> None:
     attention = 2 * (4 + 10) * 4 * 16 * 512 * 256 * 128 / (roofline.ATTENTION_SHARE * H100.flops)
     logits = 12 * 4 * 512 * 2048 / (roofline.BANDWIDTH_SHARE * H100.bandwidth)
     assert sum(kernel.seconds for kernel in kernels) == pytest.approx(products + attention + logits, rel=1e-6)
+
+
+def test_short_sequences_on_a_hopper_gpu_have_the_same_flops_and_fewer_kernels() -> None:
+    config = load_config(TrainConfig, "config.json").model
+
+    def kernels_of(*, is_hopper: bool) -> list:
+        how = {"is_compiled": False, "is_hopper": is_hopper}
+        with as_on_gpu(**how), fake_model(config.model_copy(update={"attention": "flash"})) as model:
+            tokens_BT = no_tokens(model, 4)
+            return roofline._kernels_of(lambda: run_pass(model, tokens_BT, torch.bfloat16), H100, is_fused=False)
+
+    short, separate = (kernels_of(is_hopper=is_hopper) for is_hopper in (True, False))
+    assert sum(kernel.seconds for kernel in short) == pytest.approx(sum(kernel.seconds for kernel in separate))
+    assert len(separate) - len(short) == config.layers  # one for each rotation; backward turned dq and dk already
+    assert sum(kernel.busy(H100) for kernel in short) < sum(kernel.busy(H100) for kernel in separate)
 
 
 def test_a_window_saves_attention() -> None:
