@@ -35,6 +35,7 @@ from lfs_cli.benchmarks.model_step import PARTS, UPDATES, Training, Variant, can
 from lfs_cli.benchmarks.model_trace import sees_gpu, thinned
 from lfs_cli.config import BenchConfig, ModelBench, ModelConfig, TrainConfig
 from lfs_cli.errors import ConfigError, DeviceError
+from lfs_cli.kernels.operation import no_hopper_reason
 from lfs_cli.model import resolve_attention
 from lfs_cli.training.cost import flops_per_token, parameter_count, peak_flops
 from lfs_cli.training.memory import predict_memory
@@ -189,7 +190,8 @@ def _candidates(
 ) -> list[Candidate]:
     """Return the parts of a variant, compiled beforehand: neither time nor memory of that is counted."""
     asked = TrainConfig(model=config, batch_size=batch, compile=variant.is_compiled)
-    held = predict_memory(asked, bench.device.type, variant.dtype)
+    is_hopper = no_hopper_reason(bench.device) is None
+    held = predict_memory(asked, bench.device.type, variant.dtype, is_hopper=is_hopper)
     candidates = training.candidates(variant, parts, held.step)
     reason = _unavailable(variant, bench.device)
     if reason is not None:

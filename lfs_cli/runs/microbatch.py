@@ -15,6 +15,7 @@ from torch import Tensor
 from lfs_cli.benchmarks.machine import free_bytes
 from lfs_cli.config import TrainConfig
 from lfs_cli.errors import DeviceError
+from lfs_cli.kernels.operation import no_hopper_reason
 from lfs_cli.model.device import is_out_of_memory
 from lfs_cli.runs.progress import Progress
 from lfs_cli.runs.recorder import Recorder
@@ -68,12 +69,15 @@ def choose_microbatch(
     free = free_bytes(device)
     if free is None:
         return config.batch_size, "the system does not tell how much memory is free"
-    return fitting_microbatch(config, device.type, dtype, round(held + USED_SHARE[device.type] * free))
+    room, is_hopper = round(held + USED_SHARE[device.type] * free), no_hopper_reason(device) is None
+    return fitting_microbatch(config, device.type, dtype, room, is_hopper=is_hopper)
 
 
-def fitting_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype, room: int) -> tuple[int, str]:
+def fitting_microbatch(
+    config: TrainConfig, device_type: str, dtype: torch.dtype, room: int, *, is_hopper: bool = False
+) -> tuple[int, str]:
     """Do what `choose_microbatch` does for a device that has ``room`` bytes for the training and need not be here."""
-    rows = largest_microbatch(config, device_type, dtype, room)
+    rows = largest_microbatch(config, device_type, dtype, room, is_hopper=is_hopper)
     size = f"{room / 2**30:,.1f} GiB"
     return (1, f"even one may be too many for {size}") if rows is None else (rows, f"the largest that fits in {size}")
 

@@ -16,7 +16,7 @@ from lfs_cli.training.gpus import GPU, gpu_called, known_gpu
 from lfs_cli.training.graphs import check_graphs
 from lfs_cli.training.memory import MemoryPrediction, largest_microbatch, predict_memory
 from lfs_cli.training.pace import measured_step_seconds
-from lfs_cli.training.roofline import step_seconds
+from lfs_cli.training.roofline import is_hopper, step_seconds
 
 BASES = {
     "roofline": "from its data sheet and what was measured of an H100; not of known precision",
@@ -80,14 +80,15 @@ def make_plan(config: TrainConfig, gpu_name: str | None = None, text_tokens: int
         DeviceError: When the device cannot do what was asked.
     """
     target = _here(config) if gpu_name is None else _elsewhere(config, gpu_name)
+    hopper = target.gpu is not None and is_hopper(target.gpu)
     room = None if target.free is None else round(USED_SHARE[target.kind] * target.free)
     largest = None
     if config.microbatch == "auto" and room is not None:
-        largest = largest_microbatch(config, target.kind, target.dtype, room)
+        largest = largest_microbatch(config, target.kind, target.dtype, room, is_hopper=hopper)
         config = config.model_copy(update={"microbatch": largest or 1})
-    memory = predict_memory(config, target.kind, target.dtype)
+    memory = predict_memory(config, target.kind, target.dtype, is_hopper=hopper)
     if largest is None and room is not None and memory.peak > room:
-        largest = largest_microbatch(config, target.kind, target.dtype, room)
+        largest = largest_microbatch(config, target.kind, target.dtype, room, is_hopper=hopper)
     if target.gpu is not None:
         seconds = step_seconds(config, target.gpu, target.dtype, is_compiled=target.is_compiled)
     else:

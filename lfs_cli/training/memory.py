@@ -8,12 +8,11 @@ What it does not see: the inside of single operations, save the chunk of logits 
 workspaces of libraries; fragments that an allocator cannot use. AdamW is counted as the operations that stand in for
 its kernel where that cannot run: they hold as much again as the weights, and the kernel nothing. On a GPU the trace has
 the kernels for norms, rotations and gates, which keep what torch.compile keeps: it computes again what is cheap. On a
-CPU a compiled step has that of norms; some of what the compiler saves with `relu2` or checkpointing stays unseen. So
-does that `short_attention.py` keeps no turned queries and keys: config.json is foreseen at 2.9 GB beside weights and
-state on any GPU, where a trace with the kernels for Hopper GPUs has 2.6.
+CPU a compiled step has that of norms; some of what the compiler saves with `relu2` or checkpointing stays unseen.
 
 On one H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9 GB beside weights and state, of
-which 11.8 are foreseen; the peak of speedrun.json was 14.1 GB and is foreseen at 14.3.
+which 11.8 are foreseen; the peak of speedrun.json was 14.1 GB and is foreseen at 14.3. Kernels for Hopper GPUs may keep
+less than others: config.json held 2.59 GB there, and 2.9 without that of `short_attention.py`.
 """
 
 from collections.abc import Callable
@@ -56,24 +55,29 @@ class MemoryPrediction:
         return self.weights + self.state + self.step
 
 
-def predict_memory(config: TrainConfig, device_type: str, dtype: torch.dtype) -> MemoryPrediction:
+def predict_memory(
+    config: TrainConfig, device_type: str, dtype: torch.dtype, *, is_hopper: bool = False
+) -> MemoryPrediction:
     """Return what a step of ``config`` will hold in memory, on a device that need not be here.
 
     Args:
         config: The run.
         device_type: Such as "cuda".
         dtype: Of the matrix products.
+        is_hopper: Whether it is a GPU of the Hopper generation, which has kernels of its own.
     """
-    return _predict(config, device_type, dtype, _optimizer_bytes(config, device_type))
+    return _predict(config, device_type, dtype, _optimizer_bytes(config, device_type), is_hopper)
 
 
-def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimizer: tuple[int, int]) -> MemoryPrediction:
+def _predict(
+    config: TrainConfig, device_type: str, dtype: torch.dtype, optimizer: tuple[int, int], is_hopper: bool
+) -> MemoryPrediction:
     """Do what `predict_memory` does where `optimizer_bytes` is known already."""
     model, rows = resolved_for(config.model, device_type), config.passes_size
     passes = min(2, config.batch_size // rows)  # from the second on, gradients are there from the beginning
 
     is_compiled = bool(config.compile) and (config.compile != "auto" or device_type == "cuda")
-    how = {"dtype": dtype, "is_compiled": is_compiled}
+    how = {"dtype": dtype, "is_compiled": is_compiled, "is_hopper": is_hopper}
 
     def traced(layers: int) -> tuple[int, int]:
         return _step_bytes(model.model_copy(update={"layers": layers}), rows, passes, device_type, **how)
@@ -86,7 +90,9 @@ def _predict(config: TrainConfig, device_type: str, dtype: torch.dtype, optimize
     return MemoryPrediction(weights=weights, state=state, step=max(step, copies + max(gradients, weights + update)))
 
 
-def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype, room: int) -> int | None:
+def largest_microbatch(
+    config: TrainConfig, device_type: str, dtype: torch.dtype, room: int, *, is_hopper: bool = False
+) -> int | None:
     """Return the largest number of sequences a pass that divides the batch and fits, or None when not even one does.
 
     Args:
@@ -94,6 +100,7 @@ def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype
         device_type: Such as "cuda".
         dtype: Of the matrix products.
         room: Bytes that may be held at once.
+        is_hopper: As in `predict_memory`.
     """
     below_root = [n for n in range(1, isqrt(config.batch_size) + 1) if config.batch_size % n == 0]
     sizes = sorted({*below_root, *(config.batch_size // n for n in below_root)})
@@ -101,7 +108,7 @@ def largest_microbatch(config: TrainConfig, device_type: str, dtype: torch.dtype
 
     def fits(rows: int) -> bool:
         asked = config.model_copy(update={"microbatch": rows})
-        return _predict(asked, device_type, dtype, optimizer).peak <= room
+        return _predict(asked, device_type, dtype, optimizer, is_hopper).peak <= room
 
     if fits(config.batch_size):  # first, as several passes hold what one does not: copies, and gradients twice
         return config.batch_size
@@ -135,14 +142,20 @@ def _optimizer_bytes(config: TrainConfig, device_type: str) -> tuple[int, int]:
         return optimizer_bytes(config)
 
 
-def _as_on(device_type: str, *, is_compiled: bool) -> AbstractContextManager[object]:
+def _as_on(device_type: str, *, is_compiled: bool, is_hopper: bool = False) -> AbstractContextManager[object]:
     if device_type == "cuda":
-        return as_on_gpu(is_compiled=is_compiled)
+        return as_on_gpu(is_compiled=is_compiled, is_hopper=is_hopper)
     return as_by_compiler() if is_compiled else nullcontext()
 
 
 def _step_bytes(
-    model: ModelConfig, rows: int, passes: int, device_type: str, dtype: torch.dtype, is_compiled: bool
+    model: ModelConfig,
+    rows: int,
+    passes: int,
+    device_type: str,
+    dtype: torch.dtype,
+    is_compiled: bool,
+    is_hopper: bool,
 ) -> tuple[int, int]:
     """Return the peak of what the passes hold beside weights and state, and the part that `Casts` still holds after."""
 
@@ -152,7 +165,7 @@ def _step_bytes(
             for _ in range(passes):
                 run_pass(transformer, tokens_BT, dtype)
 
-    with _as_on(device_type, is_compiled=is_compiled), fake_model(model) as transformer:
+    with _as_on(device_type, is_compiled=is_compiled, is_hopper=is_hopper), fake_model(model) as transformer:
         chunk = chunk_bytes(device_type, dtype, rows * model.context_length, model.vocab_size)
         casts = Casts(transformer, dtype)
         return peak_bytes(step, {torch.ops.lfs.linear_cross_entropy.default: chunk}), casts.bytes_held(passes)
