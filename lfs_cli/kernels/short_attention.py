@@ -7,12 +7,22 @@ Why:      a head of 256 positions and 32 channels is so small that programs of 6
           ends: each waits for its own copies, and reads keys and values that its neighbours read too. A program that
           takes the whole head waits once, turns queries and keys on the way, and turns their gradients back: none of
           these are ever in memory between the two.
-Measured: one H200, 2026-11-29, bfloat16, B, T, H, D = 128, 256, 16, 32, milliseconds:
+Measured: one H200, 2026-11-29, bfloat16, B, T, H, D = 128, 256, 16, 32, milliseconds, rotation included:
 
-                                                             forward    backward
-              these kernels                                  0.080      0.202
-              `rope.py`, then `triton_attention.py`          0.144      0.296
-              a whole head a program, in plain Triton        0.095      0.217
+                                                                            forward    backward
+              these kernels                                                 0.081      0.181
+              `rope.py`, then `triton_attention.py`                         0.137      0.275
+              the same with the tiles that those had before                 0.144      0.296
+
+          What was tried for backward, in the same run; the last two in runs of their own, beside what is said:
+
+              one walk over the pairs, two programs a processor             0.192
+              the same, the next scores begun before ds is stored           0.192
+              the same, dq of a block written as soon as it is whole        0.197
+              two walks, registers for 2 and for 4 programs a processor     0.208, 0.207
+              one walk, programs that take one head after another, the
+              next head copied into buffers that are free                   0.227, beside 0.273
+              one walk in plain Triton (forward: 0.095)                     0.217, beside 0.296
 """
 
 from functools import cache
