@@ -151,7 +151,7 @@ def _was_finished(config: "TrainConfig", bounded: "TrainConfig", result: "TrainR
     from lfs_cli.runs.folder import RunFolder
 
     run = RunFolder(result.directory)
-    if bounded.steps < config.steps and result.steps >= bounded.steps:
+    if config.max_epochs is not None and bounded.steps < config.steps and result.steps >= bounded.steps:
         done = f"its {result.steps:,} steps are done, as many as `max_epochs` allows,"
         more = f" --set max_epochs={2 * config.max_epochs:g}"
     elif result.steps >= config.steps:
