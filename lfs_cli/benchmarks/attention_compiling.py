@@ -89,6 +89,9 @@ class Compilers:
         except BrokenProcessPool:
             self.crashes += 1
             self.close()
+        except OSError:  # no more processes, or no memory for them: the search compiles by itself
+            self.crashes = MOST_CRASHES
+            self.close()
 
     def _submit(self, calls: Sequence[tuple[Shape, torch.device, str, Choice]]) -> "list[Future[None]]":
         if self._pool is None:

@@ -73,7 +73,8 @@ class Tunable:
         start: The choice of the table now.
         kind: The pass it belongs to, `forward` or `backward`.
         run: Computes the pass with a choice; returns tensors (B, T, heads, D) by the names of `TENSORS`.
-        spilled_bytes: Bytes that the kernel compiled last keeps outside of registers; None when not known.
+        spilled_bytes: Bytes that the kernel launched since `forget` keeps outside of registers; None when not known.
+        forget: Makes the next launch look for its kernel on disk, as those of other shapes may be in memory.
     """
 
     kernel: str
@@ -84,6 +85,7 @@ class Tunable:
     kind: str
     run: Callable[[Choice], dict[str, Tensor]]
     spilled_bytes: Callable[[], int | None] = lambda: None
+    forget: Callable[[], None] = lambda: None
 
     def neighbours(self, choice: Choice) -> list[Choice]:
         """Return the choices that differ from ``choice`` in one number by one step of its ladder."""
@@ -193,6 +195,7 @@ class Search:
 
     def _refusal(self, choice: Choice) -> Measurement | None:
         """Return why ``choice`` is not to be timed: it does not run, spills or is wrong. None when it may be."""
+        self.tunable.forget()
         try:
             verdict = self.judge.compare(lambda: self.tunable.run(choice))
         except Exception as error:  # a compiler may raise anything
@@ -344,7 +347,13 @@ def _triton_kernels(shape: Shape, tensors: Sequence[Tensor], how: dict[str, Any]
             kind=kind,
             run=partial(run, kernel),
             spilled_bytes=partial(_spilled_bytes, function),
+            forget=partial(_forget, function),
         )
+
+
+def _forget(function: Any) -> None:
+    """Empty Triton's cache in memory, in which a kernel keeps its place when it is launched again."""
+    function.device_caches.clear()
 
 
 def _spilled_bytes(function: Any) -> int | None:

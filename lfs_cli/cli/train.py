@@ -135,29 +135,29 @@ def command(
     chosen = f"--run {_run_name(result.directory)} " if out or resume else ""  # else it is the newest run
     write = f"`lfs generate {chosen}--prompt {_quoted(settings.sample_prompt)}`"
     if result.steps == result.first_steps:
-        console.next(f"{_was_finished(settings, console.observer.config, result)}, or {write}")
+        console.next(f"{_was_finished(settings, result)}, or {write}")
     else:
         console.next(f"wrote {result.directory}; next: {write}")
 
 
-def _was_finished(config: "TrainConfig", bounded: "TrainConfig", result: "TrainResult") -> str:
-    """Say that a run which was to go on had nothing left to do, and what would give it more.
+def _was_finished(config: "TrainConfig", result: "TrainResult") -> str:
+    """Say that a run which was to go on had nothing left to do, and what would let it do as much again."""
+    from lfs_cli.runs.folder import DataFolder, RunFolder
+    from lfs_cli.runs.setup import text_tokens
 
-    Args:
-        config: The experiment.
-        bounded: The same with the steps that its text allowed.
-        result: What became of it.
-    """
-    from lfs_cli.runs.folder import RunFolder
-
-    run = RunFolder(result.directory)
-    if config.max_epochs is not None and bounded.steps < config.steps and result.steps >= bounded.steps:
-        done = f"its {result.steps:,} steps are done, as many as `max_epochs` allows,"
-        more = f" --set max_epochs={2 * config.max_epochs:g}"
-    elif result.steps >= config.steps:
-        done, more = f"its {result.steps:,} steps are done", f" --set steps={2 * result.steps}"
+    run, wanted = RunFolder(result.directory), 2 * result.steps
+    text = text_tokens(config, DataFolder.here()) if config.max_epochs is not None else None
+    allowed = config.steps if text is None else config.steps_for(text)
+    if result.steps < allowed:
+        done = f"{result.steps:,} steps were done in its {config.max_time}"
+    elif allowed < config.steps:
+        size = "as many as" if result.steps == allowed else "more than"
+        done = f"its {result.steps:,} steps are done, {size} `max_epochs` allows,"
     else:
-        done, more = f"{result.steps:,} steps were done in its {config.max_time}", ""
+        done = f"its {result.steps:,} steps are done"
+    more = f" --set steps={wanted}" if config.steps < wanted else ""
+    if text is not None and config.model_copy(update={"steps": wanted}).steps_for(text) < wanted:
+        more += f" --set max_epochs={config.epochs_for(wanted, text):g}"
     if config.max_seconds is not None and 2 * result.seconds > config.max_seconds:
         more += f" --max-time {2 * config.max_seconds}s"
     if config.plugins:

@@ -5,6 +5,7 @@ table, the JSON Schema). Validators refuse combinations that cannot work and nam
 from other settings is a property, so that it can never disagree with them.
 """
 
+import math
 import re
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
@@ -460,9 +461,12 @@ class TrainConfig(Settings):
 
     def steps_for(self, text_tokens: int) -> int:
         """Steps that a run does at most on a training text of so many tokens: `steps`, cut by `max_epochs`."""
-        if self.max_epochs is None:
-            return self.steps
-        return min(self.steps, max(1, int(self.max_epochs * text_tokens / self.batch_tokens)))
+        share = math.inf if self.max_epochs is None else self.max_epochs * text_tokens / self.batch_tokens
+        return self.steps if share >= self.steps else max(1, int(share))
+
+    def epochs_for(self, steps: int, text_tokens: int) -> float:
+        """A `max_epochs` that allows so many steps on a training text of so many tokens, in thousandths."""
+        return (int(1_000 * steps * self.batch_tokens / text_tokens) + 1) / 1_000
 
     @property
     def passes_size(self) -> int:

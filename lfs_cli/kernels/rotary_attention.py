@@ -293,7 +293,7 @@ def _is_short_right(step: str, qkv_BTMD: Tensor, heads: int) -> bool:
 def _short_errors(step: str, T: int, heads: int, device: torch.device, dtype: torch.dtype, _blocks: int) -> list[float]:
     """Run one step of the kernels, on parts of one tensor as a call does, and the definitions in float64."""
     generator = torch.Generator(device).manual_seed(0)
-    B, D = 3, short_attention.HEAD_DIM
+    B, D, heads = 3, short_attention.HEAD_DIM, min(heads, 2)
     qkv, do = (torch.randn(B, T, n, D, generator=generator, device=device).to(dtype) for n in (3 * heads, heads))
     angles = 6.3 * torch.rand(T, D // 2, generator=generator, device=device)
     turn, how = (angles.cos(), angles.sin()), {"causal": True, "scale": D**-0.5}

@@ -1,10 +1,12 @@
 """`lfs download`: bring text into the data folder, or say what could be brought."""
 
+import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lfs_cli.config import DownloadConfig
+from lfs_cli.config import DownloadConfig, TokenizeConfig
 from lfs_cli.config.schema import END_OF_TEXT
 from lfs_cli.corpus.sources import (
     DATASETS,
@@ -140,11 +142,21 @@ def _replaced(before: Manifest | None, now: Manifest, data: DataFolder) -> Repla
         if _dataset_of(path) != "sample":  # but `sample-mine`
             continue
         learned = re.fullmatch(r"sample-(\d+)(?:-(.+))?", name)
-        how = f"--tokenizer {data.tokenizer(name)}"
+        how = f"--tokenizer {shlex.quote(str(data.tokenizer(name)))}"
         if learned:
-            how = f"--vocab {learned[1]}" + (f" --pattern {learned[2]}" if learned[2] else "")
+            how = f"--vocab {learned[1]}" + (f" --pattern {learned[2]}" if learned[2] else "") + _special(data, name)
         outdated.append((path.parent, f"lfs tokenize sample {how}"))
     return Replaced(text_bytes, command, tuple(outdated))
+
+
+def _special(data: DataFolder, name: str) -> str:
+    """Return the option that gives a tokenizer the special tokens of ``name``, where they are not the usual ones."""
+    try:
+        tokens = read_json(data.tokenizer(name) / "manifest.json")["special_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    usual = list(TokenizeConfig().special_tokens)
+    return "" if tokens == usual else f" --set {shlex.quote(f'special_tokens={json.dumps(tokens)}')}"
 
 
 def _dataset_of(manifest: Path) -> str:

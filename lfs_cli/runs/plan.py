@@ -7,6 +7,7 @@ import torch
 from lfs_cli.benchmarks.machine import free_bytes
 from lfs_cli.config import TrainConfig
 from lfs_cli.errors import ConfigError
+from lfs_cli.kernels.operation import no_hopper_reason
 from lfs_cli.model.device import choose_compile
 from lfs_cli.runs.microbatch import USED_SHARE
 from lfs_cli.runs.plugins import import_plugins
@@ -80,15 +81,14 @@ def make_plan(config: TrainConfig, gpu_name: str | None = None, text_tokens: int
         DeviceError: When the device cannot do what was asked.
     """
     target = _here(config) if gpu_name is None else _elsewhere(config, gpu_name)
-    hopper = target.gpu is not None and is_hopper(target.gpu)
     room = None if target.free is None else round(USED_SHARE[target.kind] * target.free)
     largest = None
     if config.microbatch == "auto" and room is not None:
-        largest = largest_microbatch(config, target.kind, target.dtype, room, is_hopper=hopper)
+        largest = largest_microbatch(config, target.kind, target.dtype, room, is_hopper=target.is_hopper)
         config = config.model_copy(update={"microbatch": largest or 1})
-    memory = predict_memory(config, target.kind, target.dtype, is_hopper=hopper)
+    memory = predict_memory(config, target.kind, target.dtype, is_hopper=target.is_hopper)
     if largest is None and room is not None and memory.peak > room:
-        largest = largest_microbatch(config, target.kind, target.dtype, room, is_hopper=hopper)
+        largest = largest_microbatch(config, target.kind, target.dtype, room, is_hopper=target.is_hopper)
     if target.gpu is not None:
         seconds = step_seconds(config, target.gpu, target.dtype, is_compiled=target.is_compiled)
     else:
@@ -121,6 +121,7 @@ class _Target:
     free: int | None
     is_compiled: bool
     gpu: GPU | None
+    is_hopper: bool
 
 
 def _here(config: TrainConfig) -> _Target:
@@ -133,6 +134,7 @@ def _here(config: TrainConfig) -> _Target:
         free=free_bytes(device),
         is_compiled=choose_compile(config.compile, device),
         gpu=known_gpu(name) if device.type == "cuda" and dtype == torch.bfloat16 else None,
+        is_hopper=no_hopper_reason(device) is None,
     )
 
 
@@ -153,4 +155,5 @@ def _elsewhere(config: TrainConfig, gpu_name: str) -> _Target:
         free=gpu.memory_bytes,
         is_compiled=bool(config.compile),  # `auto` does so on a GPU
         gpu=gpu,
+        is_hopper=is_hopper(gpu),
     )

@@ -162,7 +162,9 @@ class Recorder:
         if last is None or not best or last.loss < RISE * best["loss"]:
             return
         times = self.progress.step * self.config.batch_tokens / text_tokens
-        less = "a lower `max_epochs`" if self.config.max_epochs is not None else "fewer steps"
+        more_steps = self.config.model_copy(update={"steps": 2 * self.config.steps})
+        is_cut = more_steps.steps_for(text_tokens) == self.config.steps
+        less = "a lower `max_epochs`" if is_cut else "fewer steps"
         advice = f"{less}, or more text, would have done better" if times > 1 else "try a lower learning rate"
         self.observer.warning(
             f"validation loss was lowest after step {best['step']:,} ({best['loss']:.4f}) and rose to {last.loss:.4f}; "

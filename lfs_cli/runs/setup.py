@@ -190,7 +190,7 @@ def resolve(config: TrainConfig) -> tuple[torch.device, torch.dtype, str, str]:
             length=model.context_length,
             window=window,
             has_documents=config.data.documents == "packed",
-            rotates=model.positions == "rope",
+            rotates=model.positions == "rope" and not model.value_embeddings,  # whose layers mix values in between
             qk_norm=model.qk_norm,
         )
         for window in map(model.layer_window, range(model.layers))

@@ -131,20 +131,27 @@ def train_run(
         resume.refuse_traps()
     with fixed_order() if config.deterministic else nullcontext():
         setup = set_up(config, resume.path if resume else runs, data, observer)
+        bounded = _bounded(config, setup, observer)
         run = resume or _new_run(config, runs, setup)
         with only_trainer(run.path):
-            return _train(config, setup, run, observer, is_resumed=resume is not None, stop=stop)
+            return _train(bounded, setup, run, observer, given=config, is_resumed=resume is not None, stop=stop)
 
 
 def _train(
-    config: TrainConfig, setup: Setup, run: RunFolder, observer: Observer, *, is_resumed: bool, stop: Stop
+    config: TrainConfig,
+    setup: Setup,
+    run: RunFolder,
+    observer: Observer,
+    *,
+    given: TrainConfig,
+    is_resumed: bool,
+    stop: Stop,
 ) -> tuple[TrainResult, dict[str, Any]]:
-    """Train in the folder ``run``, which is locked, and return the result and its row."""
+    """Train in the folder ``run``, which is locked, and return the result and its row; keep the config as ``given``."""
     finish_writing(run)
     progress = restore(config, run, setup, observer) if is_resumed else Progress()
     first_steps = progress.step
-    keep_config(run, config)
-    config = _bounded(config, setup, observer)
+    keep_config(run, given)
     recorder = Recorder(config, run, progress, observer, setup.device)
     microbatch = decide_microbatch(config, setup, recorder)
     has_graphs, why = choose_graphs(config, setup.device, rows_at_once(config, progress))
@@ -206,6 +213,7 @@ def _bounded(config: TrainConfig, setup: Setup, observer: Observer) -> TrainConf
             f"{text_tokens:,} tokens"
         )
         observer.bounded(steps)
+        build_schedule(config.schedule, steps)  # which may refuse so few
     return config.model_copy(update={"steps": steps})
 
 

@@ -77,6 +77,18 @@ def test_nothing_is_started_for_nothing(crashes: int, seconds: float, monkeypatc
     compilers.close()
 
 
+def test_where_no_worker_can_be_started_the_search_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(attention_compiling, "ProcessPoolExecutor", refuse)
+    compilers = Compilers(CPU, 2, sleep)
+    for _ in range(2):
+        compilers(SHAPE, "forward", [(1,)], 10.0, lambda done: None)
+    assert compilers.crashes == MOST_CRASHES
+    compilers.close()
+
+
 def test_without_a_gpu_nothing_is_compiled_ahead() -> None:
     with compiling_ahead(CPU) as ahead:
         assert ahead is nothing_ahead

@@ -55,17 +55,19 @@ class FakeKernel:
         self.last: Choice = (0, 0)
         self.timed: list[Choice] = []
         self.compiled: list[Choice] = []
+        self.in_memory: list[Choice] = []  # as Triton has it: in the order in which they were first launched
 
     def run(self, choice: Choice) -> dict[str, Tensor]:
         self.last = choice
         self.compiled.append(choice)
+        self.in_memory += [choice] if choice not in self.in_memory else []
         if choice in self.faults.get("fails", ()):
             raise RuntimeError("PassManager::run failed\nmore")
         found = output()
         return {"output": found["output"] * 2} if choice in self.faults.get("wrong", ()) else found
 
     def spilled(self) -> int | None:
-        return 16 if self.last in self.faults.get("spills", ()) else 0
+        return 16 if self.in_memory[-1] in self.faults.get("spills", ()) else 0
 
     def timer(self, run: Callable[[], object]) -> float:
         run()
@@ -82,6 +84,7 @@ class FakeKernel:
             kind="forward",
             run=self.run,
             spilled_bytes=self.spilled,
+            forget=self.in_memory.clear,
         )
         bench = {"warmup": 1, "repeats": 3, **bench}
         return Search(tunable, Judge(SHAPE, INPUTS), Bench(CPU, timer=self.timer, **bench), left, ahead)
@@ -102,6 +105,14 @@ def distance_to(block: int, stages: int) -> Callable[[int, int], float]:
 
 def best(rows: dict[Choice, dict]) -> list[Choice]:
     return [choice for choice, row in rows.items() if row["is_best"]]
+
+
+def test_what_another_shape_has_launched_is_not_held_against_a_choice() -> None:
+    kernel = FakeKernel(distance_to(64, 1), spills={(128, 1), (128, 2)})
+    first, second = kernel.rows(), kernel.rows()
+    assert {choice: row["status"] for choice, row in second.items()} == {c: row["status"] for c, row in first.items()}
+    assert first[128, 1]["status"] == "spills"
+    assert best(second) == [(64, 1)]
 
 
 def test_the_search_walks_to_the_fastest_choice() -> None:

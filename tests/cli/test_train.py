@@ -188,8 +188,13 @@ def test_max_epochs_is_foreseen_shown_and_asked_for_more(tiny: Path, data_folder
     assert f"\nsteps\t{steps:,} of 1,000,000, as `max_epochs` is 0.01\n" in known.stdout
     again = lfs("train", "--resume", "last")
     assert f"its {steps:,} steps are done, as many as `max_epochs` allows, and saved in" in again.stderr
-    more = lfs("train", "--resume", "last", "--set", "max_epochs=0.02", "--json")
-    assert json.loads(more.stdout)["rows"][0]["steps"] in (2 * steps, 2 * steps + 1)
+    enough = again.stderr.split(" --set max_epochs=")[1].split("`")[0]
+    more = lfs("train", "--resume", "last", "--set", f"max_epochs={enough}", "--json")
+    assert json.loads(more.stdout)["rows"][0]["steps"] >= 2 * steps
+    less = lfs("train", "--resume", "last", "--set", "max_epochs=0.001", "--set", "steps=7")
+    assert f"its {json.loads(more.stdout)['rows'][0]['steps']:,} steps are done, more than `max_epochs`" in less.stderr
+    assert " --set steps=" in less.stderr
+    assert " --set max_epochs=" in less.stderr
 
 
 def test_a_dry_run_for_a_gpu_by_name_says_what_fits(tiny: Path, data_folder: Path) -> None:

@@ -67,7 +67,7 @@ def main() -> None:
     for weights in ([], [drawn(64), drawn(64)]):
         attend = lambda qkv, *w: rotary_attention(qkv, cos, sin, *w, heads=4, kv_heads=2)  # noqa: E731  shorter so
         differentiate(f"turned attention, {len(weights)} weights", attend, drawn(2, 300, 8 * 64), *weights)
-    for T in (200, 256):  # on a Hopper GPU, by the kernels for short sequences; more heads than programs
+    for T in (200, 256):  # on a Hopper GPU, by the kernels for short sequences; more heads than fit at once
         short = RotaryEmbedding(1e4, 32, T)
         turn = short.cos.to(DEVICE), short.sin.to(DEVICE)
         attend = lambda qkv, turn=turn: rotary_attention(qkv, *turn, heads=3, kv_heads=3)  # noqa: E731  shorter so

@@ -2,7 +2,7 @@
 
     git clone https://github.com/karpathy/nanoGPT
     python -m tests.peers steps gpt2_small.json --nanogpt nanoGPT --batch 32
-    lfs train speedrun.json --max-time 3m
+    lfs train speedrun.json
     python -m tests.peers race speedrun.json --nanogpt nanoGPT --minutes 10
     lfs report RUN RUN --plot race.svg
 

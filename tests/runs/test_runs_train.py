@@ -20,7 +20,7 @@ from tiny_run import Train, Watcher, folder_of, tiny
 from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.corpus.batches import Batches
 from lfs_cli.corpus.shards import Tokens
-from lfs_cli.errors import CheckpointError, DataError, LfsError
+from lfs_cli.errors import CheckpointError, ConfigError, DataError, LfsError
 from lfs_cli.model import load_weights
 from lfs_cli.runs import recorder
 from lfs_cli.runs import setup as preparation
@@ -160,7 +160,31 @@ def test_max_epochs_ends_the_run_with_the_schedule_at_its_end(train_tiny: Train)
     assert rates[-1] == min(rates) < 0.5 * max(rates)
     assert load_config(TrainConfig, run.config) == config  # so that more may be read later
     assert train_tiny(tiny(**often, max_epochs=9 * 64 / text_tokens), resume=run).steps == 9
-    assert train_tiny(tiny(steps=3, max_epochs=1e6)).steps == 3
+    assert train_tiny(tiny(steps=3, max_epochs=1e308)).steps == 3
+    assert train_tiny(tiny(steps=3, max_epochs=1e-300)).steps == 1
+
+
+@pytest.mark.parametrize("steps", [1, 26, 100, 12_345])
+@pytest.mark.parametrize("text_tokens", [7, 64, 99_999, 18_376_784])
+def test_the_readings_that_a_number_of_steps_needs_allow_it(steps: int, text_tokens: int) -> None:
+    config = tiny(steps=10**9)
+    enough = config.epochs_for(steps, text_tokens)
+    allowed = config.model_copy(update={"max_epochs": enough}).steps_for(text_tokens)
+    assert steps <= allowed <= steps + 1 + text_tokens / config.batch_tokens / 1_000
+
+
+def test_a_schedule_that_refuses_the_steps_of_a_short_text_leaves_no_run(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(_schedule: Any, steps: int) -> Any:
+        if steps < 8:
+            raise ConfigError("too few")
+        return lambda _: 1.0
+
+    monkeypatch.setattr(training, "build_schedule", build)
+    with pytest.raises(ConfigError, match="too few"):
+        train_tiny(tiny(max_epochs=1e-9))
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_compiling_leaves_the_warm_up_of_the_clock_alone(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,16 +622,18 @@ def test_compiled_blocks_train_as_blocks_do(
 
 
 RISES = [
-    (2.021, 1e9, "try a lower learning rate"),
-    (2.021, 10, "fewer steps, or more text, would have done better"),
-    (2.019, 10, ""),
-    (1.0, 10, ""),
+    (2.021, 1e9, {}, "try a lower learning rate"),
+    (2.021, 10, {}, "fewer steps, or more text, would have done better"),
+    (2.021, 10, {"max_epochs": 1e3}, "fewer steps, or more text, would have done better"),
+    (2.021, 10, {"max_epochs": 8.01 * 6.4}, "a lower `max_epochs`, or more text, would have done better"),
+    (2.019, 10, {}, ""),
+    (1.0, 10, {}, ""),
 ]
 
 
-@pytest.mark.parametrize(("last", "text_tokens", "advice"), RISES)
+@pytest.mark.parametrize(("last", "text_tokens", "bound", "advice"), RISES)
 def test_a_loss_that_rises_at_the_end_is_told(
-    last: float, text_tokens: float, advice: str, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+    last: float, text_tokens: float, bound: dict, advice: str, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, last])
     real = training.evaluate
@@ -619,7 +645,7 @@ def test_a_loss_that_rises_at_the_end_is_told(
     told = recorder.Recorder.tell_of_a_rise
     monkeypatch.setattr(recorder.Recorder, "tell_of_a_rise", lambda self, _: told(self, text_tokens))
     watcher = Watcher()
-    train_tiny(tiny(), observer=watcher)
+    train_tiny(tiny(**bound), observer=watcher)
     texts = [text for text in watcher.warnings if "validation loss" in text]
     assert len(texts) == bool(advice)
     for text in texts:
