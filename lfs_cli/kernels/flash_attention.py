@@ -523,11 +523,12 @@ class FlashAttention(torch.autograd.Function):
 
     >>> o = FlashAttention.apply(q, k, v, is_causal)      # q: (B, T, D) or (B, H, T, D); k and v: with S for T
 
-    Saves q, k, v, o and L, which is (B, T) or (B, H, T).
+    Saves q, k, v, o and L, which is (B, T) or (B, H, T). Under autocast, in its type, as `flash_attention` does.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+        q, k, v = _cast(q, k, v)
         q_BTHD, k_BSGD, v_BSGD = (_heads_last(x) for x in (q, k, v))
         _check(q_BTHD, k_BSGD, v_BSGD)
         ctx.options = checked_options(q_BTHD, k_BSGD, is_causal, None, None, None, None, None, "auto")

@@ -226,6 +226,19 @@ def test_autocast_decides_the_type(attend: Callable, attend_packed: Callable, de
     assert_same([x.half() for x in gradients], expected[1:], rtol=0, atol=0)
 
 
+def test_autocast_decides_the_type_of_heads_that_lie_first_too(device: str) -> None:
+    (q, k, v), do = draw((2, 24, 24, 2, 2, 16), torch.float32, device)
+    leaves = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
+    with torch.autocast(device, dtype=torch.float16):
+        mixed = FlashAttention.apply(*leaves, True)
+    expected = run(flash_attention, [x.half() for x in (q, k, v)], do.half(), causal=True)
+    assert mixed.dtype == torch.float16
+    assert torch.equal(mixed, expected[0].transpose(1, 2))
+    gradients = torch.autograd.grad(mixed, leaves, do.half().transpose(1, 2))
+    assert [x.dtype for x in gradients] == [torch.float32] * 3
+    assert_same([x.half().transpose(1, 2) for x in gradients], expected[1:], rtol=0, atol=0)
+
+
 def test_float64_stays_float64_under_autocast() -> None:
     inputs, do = draw(SHAPE, torch.float64, "cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
