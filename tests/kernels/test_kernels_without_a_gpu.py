@@ -94,8 +94,10 @@ def test_training_kernels_compile_without_spills(capability: int, shared: int) -
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(("capability", "shared"), [(80, 99 * 1024), (90, 227 * 1024)])
 def test_every_tile_of_the_table_compiles_without_spills(capability: int, shared: int, dtype: str) -> None:
-    variants = "training,ragged,not causal,documents,everything"  # a window and a soft cap are parts of the last
+    variants = "ragged,everything"  # the rest are parts of the last; training asks for 16-bit types
+    if dtype == "bf16":
+        variants += ",training,not causal,documents"
     reports = compiled(capability, dtype, variants, 32, 64, 128, 256)
-    assert len(reports) == 4 * 3 * 5
+    assert len(reports) == 4 * 3 * len(variants.split(","))
     allowed = {(80, "bf16"): 0, (80, "fp32"): 24, (90, "bf16"): 72, (90, "fp32"): 40}  # 90: as fast tiles were measured
     assert not faults(reports, shared, spilled=allowed[capability, dtype])
