@@ -55,7 +55,7 @@ from lfs_cli.kernels.gluon_compatibility import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from lfs_cli.kernels.hopper_buffers import buffer_of, phase_of
+from lfs_cli.kernels.hopper_buffers import buffer_of, make_barriers, phase_of
 
 
 @aggregate
@@ -102,15 +102,6 @@ def make_ring(descriptor, number_descriptor, STAGES: gl.constexpr):
     full = make_barriers(STAGES, 1)
     empty = make_barriers(STAGES, 2)
     return Ring(tiles, numbers, full, empty, STAGES)
-
-
-@gluon.jit
-def make_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    """Allocate barriers that each wait for ARRIVALS."""
-    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(COUNT):
-        mbarrier.init(barriers.index(i), count=ARRIVALS)
-    return barriers
 
 
 @aggregate

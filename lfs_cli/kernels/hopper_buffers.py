@@ -4,7 +4,7 @@ The i-th tile lies in buffer i % BUFFERS, and the buffer's barriers are in their
 know whether it is even or odd.
 """
 
-from lfs_cli.kernels.gluon_compatibility import gl, gluon
+from lfs_cli.kernels.gluon_compatibility import gl, gluon, mbarrier
 
 
 @gluon.jit
@@ -21,3 +21,12 @@ def phase_of(i, BUFFERS: gl.constexpr):
     if BUFFERS == 2:
         return (i >> 1) & 1
     return (i // BUFFERS) & 1
+
+
+@gluon.jit
+def make_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    """Allocate barriers that each wait for ARRIVALS."""
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(COUNT):
+        mbarrier.init(barriers.index(i), count=ARRIVALS)
+    return barriers

@@ -44,6 +44,7 @@ from lfs_cli.kernels.gluon_compatibility import (
     warpgroup_mma_init,
     warpgroup_mma_wait,
 )
+from lfs_cli.kernels.hopper_buffers import make_barriers
 
 LN_2 = gl.constexpr(0.6931471805599453)
 LOG2_E = gl.constexpr(1.4426950408889634)
@@ -88,6 +89,12 @@ def _turn_where_they_lie(
 
 
 @gluon.jit
+def _blocks(descriptor, COUNT: gl.constexpr):
+    """Allocate buffers for so many blocks that a descriptor is of."""
+    return gl.allocate_shared_memory(descriptor.dtype, [COUNT] + descriptor.block_shape, descriptor.layout)
+
+
+@gluon.jit
 def _put(tile, x, D: gl.constexpr):
     """Round (64, D) numbers into a buffer."""
     tile.reshape([64, D]).store(x.to(tile.dtype))
@@ -120,12 +127,10 @@ def forward(
     dtype: gl.constexpr = q_desc.dtype
     b = gl.program_id(0) // H
     h = gl.program_id(0) % H
-    q = gl.allocate_shared_memory(dtype, [BLOCKS] + q_desc.block_shape, q_desc.layout)
-    k = gl.allocate_shared_memory(dtype, [BLOCKS] + k_desc.block_shape, k_desc.layout)
-    v = gl.allocate_shared_memory(dtype, [BLOCKS] + v_desc.block_shape, v_desc.layout)
-    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(full.index(0), count=1)
-    mbarrier.init(full.index(1), count=1)
+    q = _blocks(q_desc, BLOCKS)
+    k = _blocks(k_desc, BLOCKS)
+    v = _blocks(v_desc, BLOCKS)
+    full = make_barriers(2, 1)
     fence_async_shared()
     barrier()
     mbarrier.expect(full.index(0), 2 * BLOCKS * q_desc.block_type.nbytes)
@@ -220,16 +225,14 @@ def backward(
     bh = gl.program_id(0)
     b = bh // H
     h = bh % H
-    q = gl.allocate_shared_memory(dtype, [BLOCKS] + q_desc.block_shape, q_desc.layout)
-    k = gl.allocate_shared_memory(dtype, [BLOCKS] + k_desc.block_shape, k_desc.layout)
-    v = gl.allocate_shared_memory(dtype, [BLOCKS] + v_desc.block_shape, v_desc.layout)
-    do = gl.allocate_shared_memory(dtype, [BLOCKS] + do_desc.block_shape, do_desc.layout)
-    out = gl.allocate_shared_memory(dtype, [2] + dq_desc.block_shape, dq_desc.layout)
+    q = _blocks(q_desc, BLOCKS)
+    k = _blocks(k_desc, BLOCKS)
+    v = _blocks(v_desc, BLOCKS)
+    do = _blocks(do_desc, BLOCKS)
+    out = _blocks(dq_desc, 2)
     deltas = gl.allocate_shared_memory(gl.float32, [BLOCKS, 64], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     Ls = gl.allocate_shared_memory(gl.float32, [BLOCKS, 64], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(full.index(0), count=1)
-    mbarrier.init(full.index(1), count=1)
+    full = make_barriers(2, 1)
     fence_async_shared()
     barrier()
     mbarrier.expect(full.index(0), 2 * BLOCKS * q_desc.block_type.nbytes)

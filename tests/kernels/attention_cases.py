@@ -29,6 +29,19 @@ def run(
     return [o.detach(), *torch.autograd.grad(o, leaves, do.to(o.dtype))]
 
 
+def recorded(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """Run ``function`` outside of a CUDA graph, record it in one, and return the graph and what it will write."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        written = function()
+    return graph, written
+
+
 def assert_matches_reference(inputs: list[Tensor], do: Tensor, **how: Any) -> None:
     """Require that the output and the gradients are as near to float64 as plain PyTorch in their type is."""
     ours = run(flash_attention, inputs, do, **how)

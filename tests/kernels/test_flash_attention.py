@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import assert_matches_reference, draw, run
+from attention_cases import assert_matches_reference, draw, recorded, run
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -565,19 +565,12 @@ def test_a_cuda_graph_replays_the_gradients_of_packed_documents() -> None:
     def gradient() -> Tensor:
         return torch.autograd.grad(flash_attention_packed(qkv, documents=documents).sum(), qkv)[0]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        gradient()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = gradient()
+    graph, replayed = recorded(gradient)
     with torch.no_grad():
         qkv.copy_(qkv.roll(1, 0))
     documents[1] = 50
     graph.replay()
-    assert torch.equal(recorded, gradient())
+    assert torch.equal(replayed, gradient())
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cases import recorded
 from close import assert_as_accurate
 from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
 from torch import Tensor
@@ -642,18 +643,11 @@ def test_a_cuda_graph_replays_the_gradients() -> None:
     def gradients() -> tuple[Tensor, ...]:
         return torch.autograd.grad(together(*leaves, **how).sum(), leaves)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        gradients()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = gradients()
+    graph, replayed = recorded(gradients)
     with torch.no_grad():
         leaves[0].copy_(leaves[0].roll(1, 0))
     graph.replay()
-    for ours, theirs in zip(recorded, gradients(), strict=True):
+    for ours, theirs in zip(replayed, gradients(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -717,16 +711,9 @@ def test_a_cuda_graph_replays_short_sequences() -> None:
         o = together(qkv, **how)
         return o, torch.autograd.grad(o.sum(), qkv)[0]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        found()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = found()
+    graph, replayed = recorded(found)
     with torch.no_grad():
         qkv.copy_(qkv.roll(1, 0))
     graph.replay()
-    for ours, theirs in zip(recorded, found(), strict=True):
+    for ours, theirs in zip(replayed, found(), strict=True):
         assert torch.equal(ours, theirs)
