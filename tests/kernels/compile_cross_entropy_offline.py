@@ -13,9 +13,10 @@ TYPES = {"targets_ptr": "*i64", "counts_ptr": "*i1", "losses_ptr": "*fp32", "sof
 
 
 def report(V: int, dtype: str = "bf16", *, capped: bool = False, writes_gradient: bool = True) -> dict[str, Any]:
+    tile = kernels.tile_of(V)
     constants = {
-        "TILE": kernels.TILE,
-        "TILES": -(-V // kernels.TILE),
+        "TILE": tile,
+        "TILES": -(-V // tile),
         "WRITES_GRADIENT": writes_gradient,
         **({} if capped else {"softcap": None}),
     }
@@ -29,7 +30,8 @@ def report(V: int, dtype: str = "bf16", *, capped: bool = False, writes_gradient
     return {
         "kernel": f"{V} {dtype} {capped=} {writes_gradient=}",
         "V": V,
-        "logits": kernels.TILE // (32 * kernels.WARPS),
+        "tiles": constants["TILES"],
+        "logits": tile // (32 * kernels.WARPS),
         "writes_gradient": writes_gradient,
         "capped": capped,
         "registers": int(re.findall(r"Used (\d+) registers", said)[-1]),
@@ -51,6 +53,8 @@ def main() -> None:
         report(50_257, "fp16"),
         report(50_304, capped=True),
         report(50_304, writes_gradient=False),
+        report(10_000),
+        report(16_384, capped=True),
         report(HOPPER_VOCABULARIES[False].start + 1),
         report(HOPPER_VOCABULARIES[False].stop - 1),
         report(HOPPER_VOCABULARIES[True].stop - 1, "fp16", capped=True),
