@@ -201,8 +201,8 @@ def is_trusted(
     return _verdicts[key] is None
 
 
-def programs_for(device: torch.device) -> int:
-    """Return how many programs to launch where each takes a fixed share of the work: a few for every processor."""
+def programs_for(device: torch.device, each: int = PROGRAMS_EACH) -> int:
+    """Return how many programs to launch where each takes a fixed share of the work: so many for every processor."""
     if device.type != "cuda":
         return 3  # few and uneven, so that tests cross every edge
-    return PROGRAMS_EACH * torch.cuda.get_device_properties(device).multi_processor_count
+    return each * torch.cuda.get_device_properties(device).multi_processor_count

@@ -12,17 +12,24 @@ Math, for one row of C channels; without a residual h = x:
 
 Numerics: everything between loading and storing is float32. h is rounded to its type once and normalized as rounded,
           as it will be read by backward.
-Memory:   saves h, which the model keeps anyway, and r: one float32 a row.
+Memory:   saves h, which the model keeps anyway; r is computed again.
 Layout:   a program owns whole rows, as many as make a tile of about `TILE` numbers, so that a sum over channels stays
-          inside it. Forward: one tile. Backward: a fixed share of the rows, with a float32 tile in registers in which
-          the parts of dw add up; each program then writes one row of a (programs, C) table, which PyTorch sums. No
-          atomics: equal runs on one GPU are bit-equal.
+          inside it. Forward: one tile. Backward: a fixed share of the rows, tile after tile, the next ones on their way
+          to shared memory while one is worked on; the parts of dw add up in a float32 tile in registers, each program
+          writes one row of a (programs, C) table, and `_sum_rows` sums that. No atomics: equal runs on one GPU are
+          bit-equal.
 Traffic:  forward reads x and residual and writes h and y, each once; backward reads h, dy and dh and writes one tensor.
           These bytes over the memory bandwidth are the floor of the time.
-Limits:   C <= 16,384, float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton.
-Where:    not in the model: torch.compile makes one pass of a norm and the sum before it, at 4 TB/s on an H200
-          (2026-11-29, gpt2_small.json), and one of its backward and the sum after it. This kernel is 0.99 and 0.80
-          times as fast (`lfs bench kernels`). Forecasts of memory take it for what the compiler makes.
+Limits:   C <= 8,192, float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton, and
+          backward where its kernel fails the self-check, once a process for each C and type.
+Where:    backward in training on a GPU, by `rms_norm_beside`. Forward not: torch.compile makes one pass of a norm and
+          the sum before it, at 4 TB/s on an H200 (2026-11-29, gpt2_small.json). Forecasts of memory take this kernel
+          for that pass.
+Measured: one H200, 2026-11-29, bfloat16, 32,768 rows, backward with dh, the L2 cache emptied before: C = 768 in 0.062
+          ms, C = 512 in 0.047; what torch.compile makes of the formulas 0.102 and 0.068, and this kernel before its
+          loads were on their way ahead (4 programs a processor, 2,048 numbers a tile) 0.098 and 0.069. Of 1, 2 and 4
+          programs a processor, 1 to 8 rows, 4 and 8 warps, 1 to 3 stages, those within 3 % of the best have 3 stages,
+          4 warps, and 4,096 numbers for each of 2 programs or 2,048 for each of 4.
 """
 
 from typing import Any
@@ -32,11 +39,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import operation, programs_for, unavailable_reason
+from lfs_cli.kernels.operation import (
+    LARGEST_ERROR,
+    as_compiled,
+    is_trusted,
+    operation,
+    programs_for,
+    relative_errors,
+    unavailable_reason,
+)
 
-MAX_CHANNELS = 16_384
-TILE = {"forward": 4096, "backward": 2048}
-"""Numbers a program works on at once: backward holds about twice as many tiles of them in registers."""
+MAX_CHANNELS = 8192
+TILE = 4096
+"""Numbers that a program works on at once."""
+
+PROGRAMS_EACH = 2
+"""Programs of backward for every processor."""
+
+BUFFER_BYTES = 96 * 1024
+"""Of shared memory at most, for the tiles that are on their way in backward."""
 
 
 @triton.jit
@@ -46,14 +67,13 @@ def _forward(
     weight_ptr,
     y_ptr,
     h_ptr,
-    r_ptr,
     R,
     epsilon,
     C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write y and r of BLOCK_R rows, and h where there is a residual; else both pointers are None."""
+    """Write y of BLOCK_R rows, and h where there is a residual; else both pointers are None."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)
     at = rows[:, None] * C + c[None, :]
@@ -66,7 +86,6 @@ def _forward(
         h = rounded.to(tl.float32)
     r = 1.0 / tl.sqrt(tl.sum(h * h, 1) * (1.0 / C) + epsilon)
     w = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    tl.store(r_ptr + rows, r, mask=rows < R)
     tl.store(y_ptr + at, (h * r[:, None] * w[None, :]).to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -76,27 +95,29 @@ def _backward(
     dh_ptr,
     h_ptr,
     weight_ptr,
-    r_ptr,
     dx_ptr,
     dweights_ptr,
     R,
     rows_each,
+    epsilon,
     C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Write dx of `rows_each` rows, and their part of dw. `dh_ptr`, what comes to h from elsewhere, may be None."""
     first = tl.program_id(0).to(tl.int64) * rows_each
     c = tl.arange(0, BLOCK_C)
     w = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     dw = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for start in tl.range(0, rows_each, BLOCK_R):
+    for start in tl.range(0, rows_each, BLOCK_R, num_stages=STAGES):
         rows = first + start + tl.arange(0, BLOCK_R)
         at = rows[:, None] * C + c[None, :]
         inside = (rows < R)[:, None] & (c < C)[None, :]
-        r = tl.load(r_ptr + rows, mask=rows < R, other=0.0)
-        n = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32) * r[:, None]
+        h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        r = 1.0 / tl.sqrt(tl.sum(h * h, 1) * (1.0 / C) + epsilon)
+        n = h * r[:, None]
         dw += dy * n
         g = dy * w[None, :]
         dx = r[:, None] * (g - n * (tl.sum(g * n, 1) * (1.0 / C))[:, None])
@@ -104,6 +125,18 @@ def _backward(
             dx += tl.load(dh_ptr + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     tl.store(dweights_ptr + tl.program_id(0) * C + c, tl.sum(dw, 0), mask=c < C)
+
+
+@triton.jit
+def _sum_rows(x_ptr, sum_ptr, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write the sum over R rows of BLOCK_C of the C columns. PyTorch's own takes 11 us for 528 rows on an H200."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in tl.range(0, R, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        inside = (rows < R)[:, None] & (c < C)[None, :]
+        total += tl.load(x_ptr + rows[:, None] * C + c[None, :], mask=inside, other=0.0)
+    tl.store(sum_ptr + c, tl.sum(total, 0).to(sum_ptr.dtype.element_ty), mask=c < C)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -156,6 +189,29 @@ def add_rms_norm(
     return _RMSNorm.apply(x, residual, weight, epsilon, dtype)
 
 
+def rms_norm_beside(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Return ``rms_norm(x)``, and x, for a residual stream that goes on beside the norm. Differentiable, once.
+
+    What comes back to the second result is added in the pass that makes the gradient of the first. Forward is in steps
+    of PyTorch, of which torch.compile makes one with the sum before.
+
+    Args:
+        x: (..., C).
+        weight: (C,).
+        epsilon: Added to the mean square.
+
+    Returns:
+        Both, (..., C) each.
+
+    Raises:
+        ValueError: When ``weight`` does not fit ``x``.
+    """
+    _check(x, weight)
+    if unavailable(x, weight):
+        return reference_rms_norm(x, weight, epsilon), x
+    return _RMSNormBeside.apply(x, weight, epsilon)
+
+
 def unavailable(x: Tensor, weight: Tensor) -> str | None:
     """Say why the kernels cannot run on these tensors, or None when they can. PyTorch takes their place then."""
     reason = unavailable_reason(x.device.type, x.dtype) or unavailable_reason(weight.device.type, weight.dtype)
@@ -179,36 +235,52 @@ class _RMSNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype
     ) -> Tensor | tuple[Tensor, Tensor]:
-        y, h, r = _forward_operation(x, residual, weight, epsilon, dtype)
-        ctx.save_for_backward(x if residual is None else h, weight, r)
+        y, h = _forward_operation(x, residual, weight, epsilon, dtype)
+        ctx.save_for_backward(x if residual is None else h, weight)
         ctx.set_materialize_grads(False)
-        ctx.types = (x.dtype, None if residual is None else residual.dtype)
+        ctx.epsilon, ctx.types = epsilon, (x.dtype, None if residual is None else residual.dtype)
         return y if residual is None else (y, h)
 
     @staticmethod
     @once_differentiable
     # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, weight, r = ctx.saved_tensors
+        h, weight = ctx.saved_tensors
         dy, dh = gradients if len(gradients) == 2 else (gradients[0], None)
         x_type, residual_type = ctx.types
         dweight = None
         if dy is not None:
-            dh, dweight = _backward_operation(dy, dh, h, weight, r)
+            dh, dweight = _backward_operation(dy, dh, h, weight, ctx.epsilon)
         if dh is None:
             return None, None, None, None, None
         return dh.to(x_type), dh.to(residual_type) if residual_type else None, dweight, None, None
 
 
+class _RMSNormBeside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        y = rms_norm(x, weight, epsilon) if as_compiled() else reference_rms_norm(x, weight, epsilon)
+        return y, x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy, dh), (x, weight) = gradients, ctx.saved_tensors
+        return *_backward_operation(dy, dh, x, weight, ctx.epsilon), None
+
+
 @operation("rms_norm")
 def _forward_operation(
     x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, h (empty without a residual) and r."""
+) -> tuple[Tensor, Tensor]:
+    """Return y, and h, which is empty without a residual."""
     C = x.shape[-1]
     R = x.numel() // C
-    y, h, r = _empty_results(x, residual, dtype)
-    block_r, block_c, warps = _blocks("forward", C)
+    y, h = _empty_results(x, residual, dtype)
+    block_r, block_c, warps = _blocks(C, numbers=16)
     if R:
         with torch.cuda.device_of(x):
             _forward[(triton.cdiv(R, block_r),)](
@@ -217,7 +289,6 @@ def _forward_operation(
                 weight.contiguous(),
                 y,
                 None if residual is None else h,
-                r,
                 R,
                 epsilon,
                 C=C,
@@ -226,62 +297,103 @@ def _forward_operation(
                 num_warps=warps,
                 enable_fp_fusion=True,
             )
-    return y, h, r
+    return y, h
 
 
 @torch.library.register_fake("lfs::rms_norm")
 def _(
     x: Tensor, residual: Tensor | None, _weight: Tensor, _epsilon: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     return _empty_results(x, residual, dtype)
 
 
-def _empty_results(x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    r = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     if residual is None:
-        return y, torch.empty(0, dtype=x.dtype, device=x.device), r
-    return y, torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device), r
+        return y, torch.empty(0, dtype=x.dtype, device=x.device)
+    return y, torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device)
 
 
 @operation("rms_norm_backward")
-def _backward_operation(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_operation(
+    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of h and of the weight."""
-    C = h.shape[-1]
-    R = h.numel() // C
-    block_r, block_c, warps = _blocks("backward", C)
-    tiles = triton.cdiv(R, block_r)
-    programs = min(tiles, programs_for(h.device))
-    dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    dweights = torch.empty((programs, C), dtype=torch.float32, device=h.device)
-    if R:
-        with torch.cuda.device_of(h):
-            _backward[(programs,)](
-                dy.contiguous(),
-                None if dh is None else dh.contiguous(),
-                h.contiguous(),
-                weight.contiguous(),
-                r,
-                dx,
-                dweights,
-                R,
-                triton.cdiv(tiles, programs) * block_r,
-                C=C,
-                BLOCK_R=block_r,
-                BLOCK_C=block_c,
-                num_warps=warps,
-                enable_fp_fusion=True,
-            )
-    return dx, dweights.sum(0).to(weight.dtype)
+    case = h.dtype, h.shape[-1], dh is not None
+    is_right = is_trusted("RMSNorm backward", _backward_errors, h.device, *case, allowed=LARGEST_ERROR[h.dtype])
+    return (_launch_backward if is_right else _reference_backward)(dy, dh, h, weight, epsilon)
 
 
 @torch.library.register_fake("lfs::rms_norm_backward")
-def _(_dy: Tensor, _dh: Tensor | None, h: Tensor, weight: Tensor, _r: Tensor) -> tuple[Tensor, Tensor]:
+def _(_dy: Tensor, _dh: Tensor | None, h: Tensor, weight: Tensor, _epsilon: float) -> tuple[Tensor, Tensor]:
     return torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty_like(weight)
 
 
-def _blocks(kernel: str, C: int) -> tuple[int, int, int]:
-    """Return BLOCK_R, BLOCK_C and warps: 16 numbers a thread, as far as 16 warps allow."""
+def _launch_backward(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    C = h.shape[-1]
+    R = h.numel() // C
+    block_r, block_c, warps = _blocks(C, numbers=32)
+    tiles = triton.cdiv(R, block_r)
+    programs = min(tiles, programs_for(h.device, PROGRAMS_EACH))
+    dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    if not R:
+        return dx, torch.zeros_like(weight)
+    dweights = torch.empty((programs, C), dtype=torch.float32, device=h.device)
+    dweight = torch.empty_like(weight)
+    with torch.cuda.device_of(h):
+        _backward[(programs,)](
+            dy.contiguous(),
+            None if dh is None else dh.contiguous(),
+            h.contiguous(),
+            weight.contiguous(),
+            dx,
+            dweights,
+            R,
+            triton.cdiv(tiles, programs) * block_r,
+            epsilon,
+            C=C,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            STAGES=_stages(block_r * block_c, h.element_size()),
+            num_warps=warps,
+            enable_fp_fusion=True,
+        )
+        _sum_rows[(triton.cdiv(C, 16),)](dweights, dweight, programs, C, BLOCK_R=64, BLOCK_C=16)
+    return dx, dweight
+
+
+def _reference_backward(
+    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """The formulas, in float32 or better."""
+    wide, dy, w = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (h, dy, weight))
+    r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    n, g = wide * r, dy * w
+    dx = r * (g - n * (g * n).mean(-1, keepdim=True))
+    dweight = (dy * n).flatten(0, -2).sum(0)
+    return (dx if dh is None else dx + dh).to(h.dtype), dweight.to(weight.dtype)
+
+
+def _backward_errors(device: torch.device, dtype: torch.dtype, C: int, has_dh: bool) -> list[float]:
+    """Run the kernel on few rows, and the formulas in float64.
+
+    A gradient may be all but zero, where C is 1, so errors are relative to one with dh.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    dy, dh, h = (torch.randn(37, C, generator=generator, device=device).to(dtype) for _ in range(3))
+    weight = torch.randn(C, generator=generator, device=device)
+    dx, dweight = _launch_backward(dy, dh if has_dh else None, h, weight, 1e-5)
+    exact = _reference_backward(dy.double(), dh.double(), h.double(), weight.double(), 1e-5)
+    return relative_errors((dx if has_dh else dx.double() + dh, dweight), exact)
+
+
+def _blocks(C: int, numbers: int) -> tuple[int, int, int]:
+    """Return BLOCK_R, BLOCK_C and warps: so many numbers a thread, as far as 16 warps allow."""
     block_c = triton.next_power_of_2(C)
-    block_r = max(1, min(32, TILE[kernel] // block_c))
-    return block_r, block_c, min(16, max(1, block_r * block_c // 512))
+    block_r = max(1, min(32, TILE // block_c))
+    return block_r, block_c, min(16, max(1, block_r * block_c // (32 * numbers)))
+
+
+def _stages(tile: int, element_size: int) -> int:
+    """Return how many tiles of h, dy and dh backward has on their way, and at work, at once: up to three of each."""
+    return max(1, min(3, BUFFER_BYTES // (3 * tile * element_size)))

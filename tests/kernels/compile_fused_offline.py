@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
@@ -45,7 +46,7 @@ TYPES = {  # of what is not in the type of the model
 }
 NUMBERS = {"softcap", "z_loss", "epsilon", "lr", "mean_gain", "beta2", "square_gain", "eps", "keep"}
 NUMBERS |= {"mean_correction", "square_correction"}
-WHOLE = {"stride", "F"}
+WHOLE = {"stride", "N"}
 """Whole numbers that are multiples of 16."""
 
 
@@ -55,13 +56,14 @@ def cases(dtype: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         constants = {"BLOCK_V": linear_cross_entropy.BLOCK_V, "WRITES_GRADIENT": True, **softcap}
         name = "loss and gradient" + ("" if softcap else " with a soft cap")
         yield name, linear_cross_entropy._loss_and_gradient, constants, linear_cross_entropy.WARPS
-    for C in (768, 2048, 5120):
+    for C in (512, 768, 2048, 8192):
         for pointers in ({}, {"residual_ptr": None, "h_ptr": None}):
-            block_r, block_c, warps = rms_norm._blocks("forward", C)
+            block_r, block_c, warps = rms_norm._blocks(C, numbers=16)
             constants = {"C": C, "BLOCK_R": block_r, "BLOCK_C": block_c, **pointers}
             yield f"rms norm C={C}", rms_norm._forward, constants, warps
-        block_r, block_c, warps = rms_norm._blocks("backward", C)
-        constants = {"C": C, "BLOCK_R": block_r, "BLOCK_C": block_c}
+        block_r, block_c, warps = rms_norm._blocks(C, numbers=32)
+        stages = rms_norm._stages(block_r * block_c, 4 if dtype == "fp32" else 2)
+        constants = {"C": C, "BLOCK_R": block_r, "BLOCK_C": block_c, "STAGES": stages}
         yield f"rms norm backward C={C}", rms_norm._backward, constants, warps
     for D in (64, 128):
         for weights in ({}, {"q_weight_ptr": None, "k_weight_ptr": None}):
@@ -69,10 +71,10 @@ def cases(dtype: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
             yield f"rope D={D} {len(weights)}", rope._forward, constants, 4
             unused = {"q_ptr": None, "k_ptr": None, "dweights_ptr": None} if weights else {}
             yield f"rope backward D={D} {len(weights)}", rope._backward, {**constants, **unused}, 4
-    for kind in ("swiglu", "silu", "relu2"):
-        constants = {"KIND": kind, "INPUTS": 2 if kind == "swiglu" else 1, "BLOCK_F": swiglu.BLOCK_F}
-        yield kind, swiglu._forward, constants, 4
-        yield f"{kind} backward", swiglu._backward, constants, 4
+    for kind, F in product(("swiglu", "silu", "relu2"), (1344, 2048)):
+        constants = {"F": F, "KIND": kind, "INPUTS": 2 if kind == "swiglu" else 1, "BLOCK": swiglu.BLOCK}
+        yield f"{kind} F={F}", swiglu._forward, constants, 4
+        yield f"{kind} backward F={F}", swiglu._backward, constants, 4
     types = {"fp32": tl.float32, "bf16": tl.bfloat16, "fp16": tl.float16}
     for masters in ({}, {"masters_ptr": None}):
         constants = {"WEIGHT": types[dtype], "GRADIENT": types[dtype], "BLOCK": adamw.BLOCK, "ALIGNED": True, **masters}
