@@ -29,6 +29,7 @@ from lfs_cli.runs.microbatch import decide_microbatch, explained_memory, rows_at
 from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.progress import Progress, batch_of
 from lfs_cli.runs.recorder import Recorder
+from lfs_cli.runs.rehearsal import rehearsed
 from lfs_cli.runs.resume import keep_config, load_checkpoint, restore
 from lfs_cli.runs.saver import Saver, finish_writing
 from lfs_cli.runs.setup import Setup, set_up
@@ -174,7 +175,8 @@ def _train(
     )
     problem = hint = ""
     is_complete = False
-    with stop.patiently(), explained_memory(config, progress, setup.device), saver:
+    rehearsal = rehearsed(config, setup, rows_at_once(config, progress))
+    with stop.patiently(), explained_memory(config, progress, setup.device), saver, rehearsal:
         while True:
             try:
                 is_complete = _loop(config, setup, graphs, recorder, saver, stop)
