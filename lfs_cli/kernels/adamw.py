@@ -34,20 +34,12 @@ from torch import Tensor
 
 from lfs_cli.kernels.compatibility import tl, triton
 from lfs_cli.kernels.operation import is_trusted, unavailable_reason
+from lfs_cli.kernels.tables import addresses_of, on_device, tensor_at
 
 BLOCK = 2048
 
 LARGEST_ERROR = 8
 """Of the self-check, in roundings of the largest number of a result, or of 1."""
-
-
-@triton.jit
-def _tensor(addresses_ptr, tensor, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a pointer to the first number of a tensor whose address the table holds."""
-    pointer = tl.load(addresses_ptr + tensor).to(tl.pointer_type(TYPE))
-    if ALIGNED:  # told to the compiler, which then reads 16 bytes at once
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
 
 
 @triton.jit
@@ -115,13 +107,13 @@ def _step(
     start = tl.load(block_of_ptr + tl.program_id(0)) * BLOCK
     size = tl.load(sizes_ptr + tensor)
     at = start + tl.arange(0, BLOCK)
-    w_ptr = _tensor(weights_ptr, tensor, WEIGHT, ALIGNED) + at
-    g_ptr = _tensor(gradients_ptr, tensor, GRADIENT, ALIGNED) + at
-    m_ptr = _tensor(means_ptr, tensor, tl.float32, ALIGNED) + at
-    v_ptr = _tensor(squares_ptr, tensor, tl.float32, ALIGNED) + at
+    w_ptr = tensor_at(weights_ptr, tensor, WEIGHT, ALIGNED) + at
+    g_ptr = tensor_at(gradients_ptr, tensor, GRADIENT, ALIGNED) + at
+    m_ptr = tensor_at(means_ptr, tensor, tl.float32, ALIGNED) + at
+    v_ptr = tensor_at(squares_ptr, tensor, tl.float32, ALIGNED) + at
     master_ptr = None
     if masters_ptr is not None:
-        master_ptr = _tensor(masters_ptr, tensor, tl.float32, ALIGNED) + at
+        master_ptr = tensor_at(masters_ptr, tensor, tl.float32, ALIGNED) + at
     scale = 1.0
     if scale_ptr is not None:
         scale = tl.load(scale_ptr).to(tl.float32)
@@ -161,7 +153,7 @@ class AdamWTensors:
             if tensors is not None and [x.shape for x in tensors] != self._shapes:
                 raise ValueError(f"{name} and weights differ in number or shape")
         self.reason = _reason(weights, [*means, *squares, *(masters or ())])
-        self._addresses = _addresses(weights, means, squares, masters or ())
+        self._addresses = addresses_of(weights, means, squares, masters or ())
         self._tables: dict[str, Tensor] = {}
         self._gradient_addresses: list[int] = []
         self._gradient_table: Tensor | None = None
@@ -174,7 +166,7 @@ class AdamWTensors:
         return (
             len(kept) == len(asked)
             and all(map(is_, kept, asked))
-            and self._addresses == _addresses(weights, means, squares, self.masters or ())
+            and self._addresses == addresses_of(weights, means, squares, self.masters or ())
         )
 
     @torch.no_grad()
@@ -221,9 +213,9 @@ class AdamWTensors:
             self._tables = _tables(self, device)
         tables = self._tables
         gradients = [gradient.contiguous() for gradient in gradients]
-        addresses = _addresses(gradients)
+        addresses = addresses_of(gradients)
         if addresses != self._gradient_addresses:
-            self._gradient_table = _on_device(addresses, device)
+            self._gradient_table = on_device(addresses, device)
             self._gradient_addresses = addresses
             self._is_aligned = not any(address % 16 for address in (*addresses, *self._addresses))
         types = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -341,23 +333,6 @@ def _tables(tensors: AdamWTensors, device: torch.device) -> dict[str, Tensor]:
     tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), blocks)
     first = torch.repeat_interleave(blocks.cumsum(0) - blocks, blocks)
     numbers = {"sizes": sizes, "tensor_of": tensor_of, "block_of": torch.arange(len(first)) - first}
-    return {name: _on_device(_addresses(group), device) for name, group in lists.items()} | {
-        name: _on_device(table, device) for name, table in numbers.items()
+    return {name: on_device(addresses_of(group), device) for name, group in lists.items()} | {
+        name: on_device(table, device) for name, table in numbers.items()
     }
-
-
-def _addresses(*lists: Sequence[Tensor]) -> list[int]:
-    return [x.data_ptr() for x in chain(*lists)]
-
-
-def _on_device(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """Return a table on the device, without waiting for it. Numbers become int64.
-
-    It is copied from pinned memory that is new each time: torch gives that to others only when the copy is done.
-    """
-    is_pinned = device.type == "cuda"
-    if isinstance(numbers, Tensor):
-        table = numbers.pin_memory() if is_pinned else numbers
-    else:
-        table = torch.tensor(numbers, dtype=torch.int64, pin_memory=is_pinned)
-    return table.to(device, non_blocking=True)

@@ -219,8 +219,8 @@ def test_where_the_kernel_cannot_run_the_operations_do(why, device, launches) ->
 
 
 def test_addresses_are_sent_again_only_when_they_change(device, monkeypatch) -> None:
-    sent, send = [], module._on_device
-    monkeypatch.setattr(module, "_on_device", lambda addresses, where: sent.append(addresses) or send(addresses, where))
+    sent, send = [], module.on_device
+    monkeypatch.setattr(module, "on_device", lambda addresses, where: sent.append(addresses) or send(addresses, where))
     monkeypatch.setattr(module, "unavailable", lambda *_: None)
     if not HAS_KERNELS:
         monkeypatch.setattr(module, "_step", {(1,): lambda *_, **__: None})
