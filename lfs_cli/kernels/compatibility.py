@@ -18,7 +18,7 @@ try:
 except ImportError:
     AVAILABLE = False
     INTERPRETED = False
-    triton = SimpleNamespace(jit=lambda function: function)
+    triton = SimpleNamespace(jit=lambda function=None, **_: function or (lambda named: named))
     tl = SimpleNamespace(constexpr=float)
 else:
     AVAILABLE = True

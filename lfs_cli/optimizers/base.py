@@ -12,7 +12,7 @@ Both see float32 or wider, whatever type the weights have: a small step is lost 
 a running mean. No step asks the device for a number.
 
 Clipping ends in a factor for all gradients, a number on the device. `step` takes it and multiplies them first, which is
-a pass over memory of its own; an optimizer with a kernel, which is AdamW, multiplies them as it reads them instead.
+a pass over memory of its own; an optimizer with a kernel, as AdamW and Muon, multiplies them as it reads them instead.
 """
 
 from abc import abstractmethod

@@ -17,7 +17,10 @@ An orthogonal step of R x C has the root mean square 1 / sqrt(max(R, C)), so sha
     match_rms_adamw    0.2 sqrt(max(R, C))         entries move as far as AdamW moves them: its rates and decays serve
 
 Cost: iterations are products of matrices alone. Those of one shape go through them in one stack, in bfloat16 on a GPU,
-whose rounding is far below the 0.3 that the iterations leave.
+whose rounding is far below the 0.3 that the iterations leave. There, kernels (`kernels/muon.py`) do all but the
+products: they read every number once before and once after, and multiply gradients by clipping's factor on the way.
+Where those cannot run, the same steps are PyTorch's operations. Both remember the same, so one goes on where the other
+stopped.
 
 Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, for the rule, coefficients,
 bfloat16 and the first scale; Liu et al., "Muon is Scalable for LLM Training", 2025 (arXiv:2502.16982), section 2.2, for
@@ -25,9 +28,13 @@ the second and the decay; the names of both are those of torch.optim.Muon. Jorda
 that rises at the start.
 """
 
-import torch
-from torch import Tensor
+from functools import partial
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from lfs_cli.kernels.muon import EPSILON, MuonTensors, is_usable, unavailable
 from lfs_cli.optimizers.base import OPTIMIZERS, Group, Optimizer, Params, State
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -84,6 +91,12 @@ class Muon(Optimizer):
                 rows = weight.shape[-2] if weight.ndim > 1 else 1
                 if not group["parts"] or rows % group["parts"]:
                     raise ValueError(f"{rows} rows cannot be cut into {group['parts']} `parts`")
+        self._fused: dict[int, MuonTensors] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over another's state, as torch does in loading and copying: the kernels knew other tensors."""
+        self._fused = {}
+        super().__setstate__(state)
 
     def start(self, weight: Tensor) -> State:
         return {"running": torch.zeros_like(weight)}
@@ -108,6 +121,36 @@ class Muon(Optimizer):
             moved = [weights[index] for index in indices]
             torch._foreach_sub_(moved, [step.reshape(shape) for step in steps], alpha=group["lr"] * size)
 
+    def _move(
+        self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group, scale: Tensor | None
+    ) -> None:
+        if self._has_kernel(weights[0], group, scale):
+            tensors = self._tensors(weights, states, group["parts"])
+            if unavailable(tensors, gradients) is None:
+                settings = {name: group[name] for name in ("lr", "nesterov", "weight_decay")}
+                iterate = partial(iterated, iterations=group["iterations"])
+                momentum = _momentum(states[0]["step"], group)
+                tensors.step(gradients, iterate, SCALES[group["scale"]], momentum=momentum, **settings, scale=scale)
+                return
+        super()._move(weights, gradients, states, group, scale)
+
+    def _has_kernel(self, weight: Tensor, group: Group, scale: Tensor | None) -> bool:
+        if type(self) is not Muon or type(weight) not in (Tensor, nn.Parameter) or weight.dtype != torch.float32:
+            return False  # another rule, or a tensor that is not simply float32 numbers in memory
+        if scale is not None and scale.device != weight.device:
+            return False
+        stack_type = _iteration_type(weight)
+        return is_usable(weight.device, stack_type, is_nesterov=group["nesterov"], is_scaled=scale is not None)
+
+    def _tensors(self, weights: list[Tensor], states: list[State], parts: int) -> MuonTensors:
+        """Return what the kernels know of these weights, made anew when any of them is another or lies elsewhere."""
+        running = [state["running"] for state in states]
+        known = self._fused.get(id(weights[0]))
+        if known is None or not known.holds(weights, running, parts):
+            known = MuonTensors(weights, running, parts=parts, stack_type=_iteration_type(weights[0]))
+            self._fused[id(weights[0])] = known
+        return known
+
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Return matrices with the singular vectors of ``matrices`` and singular values near 1.
@@ -119,16 +162,24 @@ def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
     Returns:
         (..., rows, columns), in the type of ``matrices``.
     """
-    a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices  # the smaller of the two products
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(_iteration_type(matrices))
-    x = x.reshape(-1, *x.shape[-2:])
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + EPSILON)).to(_iteration_type(matrices))
+    x = iterated(x.reshape(-1, *x.shape[-2:]), iterations)
+    return (x.mT if is_tall else x).reshape(matrices.shape).to(matrices.dtype)
+
+
+def iterated(x: Tensor, iterations: int) -> Tensor:
+    """Return what Newton-Schulz iterations make of ``x``: (matrices, rows, columns), none with singular values above 1.
+
+    They cost least where there are no more rows than columns.
+    """
+    a, b, c = COEFFICIENTS
     for _ in range(iterations):  # sums within the product: half the time of separate ones on a CPU
         square = x @ x.mT
         polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return (x.mT if is_tall else x).reshape(matrices.shape).to(matrices.dtype)
+    return x
 
 
 def _iteration_type(matrices: Tensor) -> torch.dtype:

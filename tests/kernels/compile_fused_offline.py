@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lfs_cli.kernels import adamw, linear_cross_entropy, rms_norm, rope, swiglu
+from lfs_cli.kernels import adamw, linear_cross_entropy, muon, rms_norm, rope, swiglu
 
 TYPES = {  # of what is not in the type of the model
     "targets_ptr": "*i64",
@@ -43,10 +43,12 @@ TYPES = {  # of what is not in the type of the model
     "sizes_ptr": "*i64",
     "tensor_of_ptr": "*i32",
     "block_of_ptr": "*i64",
+    "running_ptr": "*i64",
+    "sums_ptr": "*fp32",
 }
 NUMBERS = {"softcap", "z_loss", "epsilon", "lr", "mean_gain", "beta2", "square_gain", "eps", "keep"}
-NUMBERS |= {"mean_correction", "square_correction"}
-WHOLE = {"stride", "N"}
+NUMBERS |= {"mean_correction", "square_correction", "momentum", "wide_rate", "tall_rate"}
+WHOLE = {"stride", "N", "short", "long", "numbers"}
 """Whole numbers that are multiples of 16."""
 
 
@@ -79,6 +81,11 @@ def cases(dtype: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
     for masters in ({}, {"masters_ptr": None}):
         constants = {"WEIGHT": types[dtype], "GRADIENT": types[dtype], "BLOCK": adamw.BLOCK, "ALIGNED": True, **masters}
         yield f"adamw {len(masters)}", adamw._step, constants, 8
+    constants = {"ALIGNED": True, "TILE": muon.TILE}
+    for pointers in ({}, {"scale_ptr": None}):
+        yield f"muon before {len(pointers)}", muon._prepare, {"NESTEROV": True, **constants, **pointers}, 8
+    yield "muon norm", muon._normalize, {"SUMS": muon.SUMS, "BLOCK": muon.BLOCK}, 8
+    yield "muon after", muon._apply, constants, 8
 
 
 def source(kernel: Any, pointer: str, constants: dict[str, Any]) -> ASTSource:

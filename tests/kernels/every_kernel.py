@@ -20,6 +20,7 @@ from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.kernels.rotary_attention import rotary_attention
 from lfs_cli.kernels.swiglu import swiglu
 from lfs_cli.model.rope import RotaryEmbedding
+from lfs_cli.optimizers import AdamW, Muon
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -40,6 +41,19 @@ def differentiate(name: str, function: Callable[..., Tensor | tuple[Tensor, ...]
     if ON_GPU:
         torch.cuda.synchronize()
     print(name, flush=True)
+
+
+def step(optimizer: type[AdamW] | type[Muon], *shapes: tuple[int, ...]) -> None:
+    """Move float32 weights of these shapes, twice, and say so."""
+    weights = [x.float().requires_grad_() for x in all_drawn(shapes)]
+    moves = optimizer(weights)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        moves.step(scale=torch.full((), 0.5, device=DEVICE))
+    if ON_GPU:
+        torch.cuda.synchronize()
+    print(f"{optimizer.__name__} {shapes}", flush=True)
 
 
 def main() -> None:
@@ -82,6 +96,9 @@ def main() -> None:
             drawn(300, 64),
             drawn(V, 64),
         )
+    for shapes in (((5_000,), (3,)), ((80, 64), (64, 80), (64, 64)), ((65, 67), (67, 65), (2, 1, 9), (5,))):
+        step(AdamW, *shapes)
+        step(Muon, *shapes)
 
 
 def all_drawn(shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:

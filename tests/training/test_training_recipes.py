@@ -55,7 +55,7 @@ def optimizers_one_by_one(model: Transformer, groups: list[OptimizerGroup]) -> l
     optimizers = build_optimizers(model, groups)
     for optimizer in optimizers:
         optimizer.update_many = partial(Optimizer.update_many, optimizer)
-        optimizer._has_kernel = lambda *_: False  # AdamW's comes before it hands over all weights
+        optimizer._has_kernel = lambda *_: False  # those of AdamW and Muon come before it hands over all weights
     return optimizers
 
 
