@@ -5,10 +5,11 @@ adds the same. The update comes after the passes, when activations are gone and 
 two counts.
 
 What it does not see: the inside of single operations, save the chunk of logits of the loss, which is added; the
-workspaces of libraries; fragments that an allocator cannot use. AdamW is counted as the operations that stand in for
-its kernel where that cannot run: they hold as much again as the weights, and the kernel nothing. On a GPU the trace has
-the kernels for norms, rotations and gates, which keep what torch.compile keeps: it computes again what is cheap. On a
-CPU a compiled step has that of norms; some of what the compiler saves with `relu2` or checkpointing stays unseen.
+workspaces of libraries; fragments that an allocator cannot use. AdamW and Muon are counted as the operations that stand
+in for their kernels where those cannot run: AdamW's hold as much again as the weights, and its kernel nothing. On a GPU
+the trace has the kernels for norms, rotations and gates, which keep what torch.compile keeps: it computes again what is
+cheap. On a CPU a compiled step has that of norms; some of what the compiler saves with `relu2` or checkpointing stays
+unseen.
 
 On one H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9 GB beside weights and state, of
 which 11.8 are foreseen; the peak of speedrun.json was 14.1 GB and is foreseen at 14.3. Kernels for Hopper GPUs may keep

@@ -10,7 +10,7 @@
 The operations are those of the trace of the real model (`trace.py`), of two models of a few layers and a straight line
 through both, as in `memory.py`. Where torch.compile is on, what lies between two products becomes one kernel: it reads
 what comes from before and writes what is used later. The optimizer is launched as it is, operation by operation; but
-AdamW is one kernel.
+AdamW is one kernel. Muon is counted as the operations that stand in for its kernels: too long by what those save.
 
 Calibrated on one H100 80GB (SXM), 2026-11, torch 2.11: on matrix products of a GPT-2-small step (671 TFLOP/s, smallest
 dimension 768, and 798 for 8192), the attention kernels of lfs alone (0.18 and 0.52 ms for 32 x 12 heads of 64 channels
