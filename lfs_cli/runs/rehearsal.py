@@ -12,13 +12,17 @@ step to tell.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from threading import Thread
 
 import torch
+from torch import nn
 
 from lfs_cli.config import TrainConfig
+from lfs_cli.model import Transformer
 from lfs_cli.model.device import choose_compile
-from lfs_cli.runs.setup import Setup
+from lfs_cli.runs.setup import Setup, boundary_of, loss_as_written
+from lfs_cli.training.step import LossFunction
 
 FEWEST_ROWS = 4
 """Sequences of a pass from which on one more takes little memory beside them."""
@@ -37,7 +41,9 @@ def rehearsed(config: TrainConfig, setup: Setup, rows: int) -> Iterator[None]:
     if not pays or config.plugins:
         yield
         return
-    thread = Thread(target=rehearse, args=[setup], name="rehearsal", daemon=True)
+    model = twin(setup.model)
+    loss_function = loss_as_written(model, setup.device, setup.dtype, boundary_of(config, setup.tokenizer))
+    thread = Thread(target=rehearse, args=[model, loss_function, setup.device], name="rehearsal", daemon=True)
     thread.start()
     try:
         yield
@@ -45,10 +51,19 @@ def rehearsed(config: TrainConfig, setup: Setup, rows: int) -> Iterator[None]:
         thread.join()
 
 
-def rehearse(setup: Setup) -> None:
+def twin(model: Transformer) -> Transformer:
+    """Return a model of the same weights, in the same memory, of which autograd knows nothing yet.
+
+    What it remembers of a weight belongs to a stream, and that of the rehearsal is not that of the passes.
+    """
+    kept = {id(weight): nn.Parameter(weight.detach()) for weight in model.parameters()}
+    return deepcopy(model, kept | {id(table): table for table in model.buffers()})
+
+
+def rehearse(model: Transformer, loss_function: LossFunction, device: torch.device) -> None:
     """Take a sequence through the model and back: any, as the text is for the first step to read."""
-    config = setup.model.config
+    config = model.config
     with suppress(Exception):  # the first step meets it too, where someone is told
-        tokens_BT = torch.arange(config.context_length, device=setup.device)[None] % config.vocab_size
-        loss = setup.plain_loss(tokens_BT, tokens_BT)
-        torch.autograd.grad(loss, list(setup.model.parameters()), allow_unused=True)
+        tokens_BT = torch.arange(config.context_length, device=device)[None] % config.vocab_size
+        loss = loss_function(tokens_BT, tokens_BT)
+        torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)

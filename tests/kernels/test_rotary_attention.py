@@ -709,7 +709,7 @@ def test_a_cuda_graph_replays_short_sequences() -> None:
 
     def found() -> tuple[Tensor, Tensor]:
         o = together(qkv, **how)
-        return o, torch.autograd.grad(o.sum(), qkv)[0]
+        return o.detach(), torch.autograd.grad(o.sum(), qkv)[0]  # what lives on must not hold autograd's graph
 
     graph, replayed = recorded(found)
     with torch.no_grad():
