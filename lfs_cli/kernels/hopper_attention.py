@@ -387,6 +387,19 @@ def _layout(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     return gl.NVMMASharedLayout.get_default_for(list(shape), types[dtype])
 
 
+@cache
+def pairs_layout(D: int) -> Any:
+    """How cos, sin and the even or the odd channels of a block of 64 positions lie in registers: `hopper_rope.PAIRS`.
+
+    The layout of a product's sum, (64, D), without the bit that tells the two channels of a pair apart.
+    """
+    from lfs_cli.kernels.gluon_compatibility import gl
+
+    registers = [[8, 0], *([0, 1 << bit] for bit in range(2, (D // 2).bit_length() - 1))]
+    lanes, warps = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [64, D // 2])
+
+
 def describe(x: Tensor, *block: int) -> Any:
     """Return what the copy engine is told of a tensor and its tiles: the kept one of such tiles, with this tensor.
 

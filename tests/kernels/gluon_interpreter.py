@@ -32,6 +32,9 @@ KERNELS_AS_THEY_ARE = Path(__file__).parents[2] / "lfs_cli" / "kernels"
 KERNELS = KERNELS_AS_THEY_ARE
 """Where kernels are loaded from; tests that break one name another folder."""
 
+SHARED = ("hopper_buffers", "hopper_rope")
+"""What kernels import; as it is, unless that folder has it too."""
+
 
 class DeadlockError(AssertionError):
     """Every partition waits."""
@@ -272,8 +275,9 @@ class Interpreter:
         self.slowest = slowest
         self.machine, self.program, self.programs = Machine(slowest), 0, 1
         with patch.dict(sys.modules, {"lfs_cli.kernels.gluon_compatibility": self._stand_in()}):
-            buffers = KERNELS_AS_THEY_ARE / "hopper_buffers.py"
-            sys.modules["lfs_cli.kernels.hopper_buffers"] = _load_file("interpreted_hopper_buffers", buffers)
+            for shared in SHARED:
+                folder = KERNELS if (KERNELS / f"{shared}.py").exists() else KERNELS_AS_THEY_ARE
+                sys.modules[f"lfs_cli.kernels.{shared}"] = _load_file(f"interpreted_{shared}", folder / f"{shared}.py")
             self.module = _load_file(f"interpreted_{name}", KERNELS / f"{name}.py")
 
     def launch(self, kernel: str, programs: int, *arguments: Any, **constants: Any) -> None:
