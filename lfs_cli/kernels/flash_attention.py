@@ -42,7 +42,7 @@ TURNED = "turned backward"
 """The step whose gradients are those of queries and keys before they were turned."""
 
 TURNING = ("hopper",)
-"""Those that turn the gradient of queries back where they round it, one pass over it less."""
+"""Those that turn the gradients of queries and keys back where they round them, one pass over them less."""
 
 UNORDERED = "its gradients are summed in no fixed order, and deterministic ones are asked for"
 
@@ -191,7 +191,7 @@ def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[
         angles = 6.3 * torch.rand(CHECKED_LENGTH, D // 2, generator=generator, device=device)
         options["turn"] = angles.cos(), angles.sin()
         dq, dk, dv = exact
-        exact = reference_qk_norm_rope(dq, dk, angles.cos(), -angles.sin())[0], dk, dv
+        exact = *reference_qk_norm_rope(dq, dk, angles.cos(), -angles.sin()), dv
 
     def errors() -> list[float]:
         if step == "forward":
@@ -251,13 +251,10 @@ def run_backward(
     how = {"causal": causal, "scale": scale, "window": window, "softcap": softcap, "spans": spans}
     chosen = _pick("backward" if turn is None else TURNED, implementation, q, k, v, deterministic, how)
     do = do.contiguous()  # a gradient may be expanded, as that of a sum is
-    if turn is None:
-        return chosen.backward(q, k, v, o.contiguous(), L, do, **_given(how), **into)
-    turns_dq = chosen in map(_module, TURNING)
-    own = {"turn": turn} if turns_dq else {}
+    own = {"turn": turn} if turn is not None and chosen in map(_module, TURNING) else {}
     dq, dk, dv = chosen.backward(q, k, v, o.contiguous(), L, do, **_given(how), **own, **into)
-    to_turn = dq[:, :, :0] if turns_dq else dq, dk
-    turn_back(*to_turn, *to_turn, None, None, *turn, None, None, 0.0)
+    if turn is not None and not own:
+        turn_back(dq, dk, dq, dk, None, None, *turn, None, None, 0.0)
     return dq, dk, dv
 
 

@@ -286,12 +286,15 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk and dv, in new tensors or in those given, whose rows begin at multiples of 16 bytes.
 
-    With ``turn``, cos and sin (T, D / 2) of `rope.py`, dq is that of queries before they were turned; dk is as ever.
+    With ``turn``, cos and sin (T, D / 2) of `rope.py`, dq and dk are those of queries and keys before they were turned;
+    there are as many of both then.
     With fewer ``programs`` than the GPU has processors, each works on more tiles.
     """
     from lfs_cli.kernels.hopper_backward import backward as kernel
 
     (B, T, H, D), (S, G), device = q_BTHD.shape, k_BSGD.shape[1:3], q_BTHD.device
+    assert turn is None or T == S  # queries and keys are at the same positions
+    cos, sin = (None, None) if turn is None else (x.contiguous() for x in turn)
     tile, registers = tile or BACKWARD[D], REGISTERS[2]
     dq = torch.empty(q_BTHD.shape, dtype=q_BTHD.dtype, device=device) if dq is None else dq
     dk = torch.empty(k_BSGD.shape, dtype=k_BSGD.dtype, device=device) if dk is None else dk
@@ -332,6 +335,8 @@ def backward(
             describe(L2, 64),
             describe(delta, 64),
             order,
+            cos,
+            sin,
             T,
             S,
             blocks * ROWS,
@@ -342,6 +347,7 @@ def backward(
             D=D,
             STAGES=tile.stages,
             DS_LAYOUT=_layout((128, 64), q_BTHD.dtype),
+            PAIRS=None if turn is None else pairs_layout(D),
             CAUSAL=causal,
             IN_REGISTERS=tile.in_registers,
             AT_ONCE=tile.at_once,
@@ -351,8 +357,7 @@ def backward(
             maxnreg=registers.all,
             enable_fp_fusion=True,
         )
-        angles = (None, None) if turn is None else (x.contiguous() for x in turn)
-        _round[(-(-T // ROWS) * B * H,)](dq_sum, dq, *angles, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
+        _round[(-(-T // ROWS) * B * H,)](dq_sum, dq, cos, sin, dq.stride()[:3], T, H, scale, D=D, BLOCK_T=ROWS)
     return dq, dk, dv
 
 
@@ -385,6 +390,19 @@ def _layout(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     if len(shape) == 1:
         return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
     return gl.NVMMASharedLayout.get_default_for(list(shape), types[dtype])
+
+
+@cache
+def pairs_layout(D: int) -> Any:
+    """How cos, sin and the even or the odd channels of a block of 64 positions lie in registers: `hopper_rope.PAIRS`.
+
+    The layout of a product's sum, (64, D), without the bit that tells the two channels of a pair apart.
+    """
+    from lfs_cli.kernels.gluon_compatibility import gl
+
+    registers = [[8, 0], *([0, 1 << bit] for bit in range(2, (D // 2).bit_length() - 1))]
+    lanes, warps = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [64, D // 2])
 
 
 def describe(x: Tensor, *block: int) -> Any:

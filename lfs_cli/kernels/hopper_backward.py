@@ -13,7 +13,8 @@ It walks over all queries that see them, 64 at a time, head by head of the group
     adder, 1 warp             adds what the warpgroups found of dq to a float32 sum in global memory
 
 Blocks are counted through all tiles, so that buffers and barriers know of none. While dk and dv of a tile go out, by
-way of the buffers of dq, the loader is at the next.
+way of the buffers of dq, the loader is at the next. With PAIRS, keys were turned by `rope.py`: then dk is turned back
+in registers, as `hopper_rope.py` does it, by angles that are read beside the wait for the last dq.
 
 Each warpgroup holds scores transposed, (64 keys, 64 queries), so that p and ds stay in registers as first factors of
 
@@ -38,6 +39,7 @@ at D = 128 registers are.
 Mask:     as in `hopper_forward.py`. Keys past S get p = 0; for queries past T, L is +inf, which makes p = 0 too.
 Numerics: as in `flash_attention.py`, but that dq is summed by the copy engine in float32, in no fixed order: dq may
           differ between runs in its last bits. dk and dv are the same in every run.
+          Where dk is turned back, that is done in float32, before it is rounded, once.
 Limits:   those of `hopper_forward.py`.
 """
 
@@ -56,6 +58,7 @@ from lfs_cli.kernels.gluon_compatibility import (
     warpgroup_mma_wait,
 )
 from lfs_cli.kernels.hopper_buffers import buffer_of, make_barriers, phase_of
+from lfs_cli.kernels.hopper_rope import angles_of, turned
 
 
 @aggregate
@@ -155,6 +158,7 @@ class Work:
     DS_BUFFERS: gl.constexpr
     K_BUFFERS: gl.constexpr
     SCORES: gl.constexpr
+    PAIRS: gl.constexpr
     IN_REGISTERS: gl.constexpr
     AT_ONCE: gl.constexpr
 
@@ -268,10 +272,14 @@ def _give_last_dq(work, k_of_dq, no_dq, j, C: gl.constexpr):
 
 
 @gluon.jit
-def _give_dk_and_dv(work, dk, dv, place, base, C: gl.constexpr):
-    """Start to copy a tile's dk and dv out, by the buffer of dq, which `base` blocks have used."""
+def _give_dk_and_dv(work, dk, dv, angle_ptrs, place, base, SUMS: gl.constexpr, C: gl.constexpr):
+    """Start to copy a tile's dk and dv out, by the buffer of dq, which `base` blocks have used. Turn dk back first."""
     if not work.IN_REGISTERS:
         mbarrier.arrive(work.v_empty.index(0), count=1)
+    angles = ()
+    if work.PAIRS is not None:  # beside the wait for the last dq
+        cos_ptr, sin_ptr = angle_ptrs
+        angles = angles_of(cos_ptr, sin_ptr, place[1], work.S, work.D, work.PAIRS)
     AT_ONCE: gl.constexpr = work.AT_ONCE
     dtype: gl.constexpr = work.dk_desc.dtype
     out = reinterpret(work.dq.index(C), dtype, [AT_ONCE] + work.dk_desc.block_shape, work.dk_desc.layout)
@@ -279,6 +287,8 @@ def _give_dk_and_dv(work, dk, dv, place, base, C: gl.constexpr):
     out.index(0).reshape([64, work.D]).store(dv.to(dtype))
     fence_async_shared()
     store_tile(work.dv_desc, place, out.index(0))
+    if work.PAIRS is not None:
+        dk = turned(dk, angles[0], -angles[1], work.D, work.PAIRS, SUMS)
     if AT_ONCE == 1:  # there is room for one of them
         tma.store_wait(0)
     out.index(AT_ONCE - 1).reshape([64, work.D]).store((dk * work.scale).to(dtype))
@@ -287,8 +297,8 @@ def _give_dk_and_dv(work, dk, dv, place, base, C: gl.constexpr):
 
 
 @gluon.jit
-def _differentiate(work, C: gl.constexpr):
-    """Warpgroup C: dk and dv of its 64 keys, and its part of dq."""
+def _differentiate(work, angle_ptrs, C: gl.constexpr):
+    """Warpgroup C: dk and dv of its 64 keys, and its part of dq. `angle_ptrs` are of cos and sin, if there are any."""
     D: gl.constexpr = work.D
     BUFFERS: gl.constexpr = work.DS_BUFFERS
     SCORES: gl.constexpr = work.SCORES
@@ -390,7 +400,7 @@ def _differentiate(work, C: gl.constexpr):
                         work.q.release(i)
         base += work.GROUP * blocks
         _give_last_dq(work, k_of_dq, no_dq, base - 1, C)
-        _give_dk_and_dv(work, dk, dv, [b, s_start + 64 * C, g, 0], base, C)
+        _give_dk_and_dv(work, dk, dv, angle_ptrs, [b, s_start + 64 * C, g, 0], base, SUMS, C)
     tma.store_wait(0)
 
 
@@ -406,6 +416,8 @@ def backward(
     L_desc,
     delta_desc,
     order_ptr,
+    cos_ptr,
+    sin_ptr,
     T,
     S,
     T_padded,
@@ -416,6 +428,7 @@ def backward(
     D: gl.constexpr,
     STAGES: gl.constexpr,
     DS_LAYOUT: gl.constexpr,
+    PAIRS: gl.constexpr,
     CAUSAL: gl.constexpr,
     IN_REGISTERS: gl.constexpr,
     AT_ONCE: gl.constexpr,
@@ -425,7 +438,8 @@ def backward(
     """Write dk and dv of this program's tiles, and add to dq / scale of the queries that see them.
 
     Descriptors are of (B, T, H, D) and (B, S, G, D) tensors in blocks of 64 rows of one head, 128 for k; of (B H, T, D)
-    for dq; of flat (B H T_padded) for L (times log2(e), +inf past T) and delta.
+    for dq; of flat (B H T_padded) for L (times log2(e), +inf past T) and delta. Cos and sin are (S, D / 2), or None as
+    PAIRS is, where nothing is turned.
     """
     q = make_ring(q_desc, L_desc, STAGES)
     do = make_ring(do_desc, delta_desc, STAGES)
@@ -470,11 +484,18 @@ def backward(
         DS_BUFFERS,
         K_BUFFERS,
         SCORES,
+        PAIRS,
         IN_REGISTERS,
         AT_ONCE,
     )
+    angle_ptrs = (cos_ptr, sin_ptr)
     gl.warp_specialize(
-        [(_differentiate, (work, 0)), (_differentiate, (work, 1)), (_load, (work,)), (_add, (work,))],
+        [
+            (_differentiate, (work, angle_ptrs, 0)),
+            (_differentiate, (work, angle_ptrs, 1)),
+            (_load, (work,)),
+            (_add, (work,)),
+        ],
         [4, 1, 1],
         [REGISTERS, LOADER_REGISTERS, LOADER_REGISTERS],
     )

@@ -45,29 +45,10 @@ from lfs_cli.kernels.gluon_compatibility import (
     warpgroup_mma_wait,
 )
 from lfs_cli.kernels.hopper_buffers import make_barriers
+from lfs_cli.kernels.hopper_rope import angles_of, turned
 
 LN_2 = gl.constexpr(0.6931471805599453)
 LOG2_E = gl.constexpr(1.4426950408889634)
-
-
-@gluon.jit
-def _angles(cos_ptr, sin_ptr, start, T, D: gl.constexpr, PAIRS: gl.constexpr):
-    """Cos and sin of 64 positions from `start` on, (64, D / 2) each; of an angle of 0 past T."""
-    t = start + gl.arange(0, 64, gl.SliceLayout(1, PAIRS))
-    i = gl.arange(0, D // 2, gl.SliceLayout(0, PAIRS))
-    at = t[:, None] * (D // 2) + i[None, :]
-    inside = (t < T)[:, None] & (i < D // 2)[None, :]
-    return gl.load(cos_ptr + at, mask=inside, other=1.0), gl.load(sin_ptr + at, mask=inside, other=0.0)
-
-
-@gluon.jit
-def _turned(x, cos, sin, D: gl.constexpr, PAIRS: gl.constexpr, LAYOUT: gl.constexpr):
-    """Return (64, D) numbers with each pair of channels turned by its angle, in a layout."""
-    even, odd = gl.split(gl.reshape(x, [64, D // 2, 2]))
-    even = gl.convert_layout(even, PAIRS)
-    odd = gl.convert_layout(odd, PAIRS)
-    turned = gl.join(even * cos - odd * sin, even * sin + odd * cos)
-    return gl.convert_layout(gl.reshape(turned, [64, D]), LAYOUT)
 
 
 @gluon.jit
@@ -82,8 +63,8 @@ def _turn_where_they_lie(
         ks = ks + (k.index(i).reshape([64, D]).load(LAYOUT),)
     for i in gl.static_range(BLOCKS):
         cos, sin = angles[i]
-        q.index(i).reshape([64, D]).store(_turned(qs[i].to(gl.float32), cos, sin, D, PAIRS, LAYOUT).to(q.dtype))
-        k.index(i).reshape([64, D]).store(_turned(ks[i].to(gl.float32), cos, sin, D, PAIRS, LAYOUT).to(k.dtype))
+        q.index(i).reshape([64, D]).store(turned(qs[i].to(gl.float32), cos, sin, D, PAIRS, LAYOUT).to(q.dtype))
+        k.index(i).reshape([64, D]).store(turned(ks[i].to(gl.float32), cos, sin, D, PAIRS, LAYOUT).to(k.dtype))
     fence_async_shared()
     barrier()
 
@@ -145,7 +126,7 @@ def forward(
     nothing = gl.zeros([64, 64], gl.float32, SCORES)
     angles = ()
     for i in gl.static_range(BLOCKS):  # beside the copies
-        angles = angles + (_angles(cos_ptr, sin_ptr, 64 * i, T, D, PAIRS),)
+        angles = angles + (angles_of(cos_ptr, sin_ptr, 64 * i, T, D, PAIRS),)
     mbarrier.wait(full.index(0), 0)
     _turn_where_they_lie(q, k, angles, BLOCKS, D, PAIRS, SUMS)
     mbarrier.wait(full.index(1), 0)
@@ -261,7 +242,7 @@ def backward(
         Ls.index(i).store(L_rows * LOG2_E)
     angles = ()
     for i in gl.static_range(BLOCKS):
-        angles = angles + (_angles(cos_ptr, sin_ptr, 64 * i, T, D, PAIRS),)
+        angles = angles + (angles_of(cos_ptr, sin_ptr, 64 * i, T, D, PAIRS),)
     mbarrier.wait(full.index(0), 0)
     _turn_where_they_lie(q, k, angles, BLOCKS, D, PAIRS, SUMS)
     mbarrier.wait(full.index(1), 0)
@@ -287,11 +268,11 @@ def backward(
             dp = warpgroup_mma_wait(0, deps=[dp])
             ds = gl.convert_layout((p * (dp - delta[:, None])).to(dtype), FACTOR)
             dq = warpgroup_mma(ds, k_tile, dq, is_async=True)
-        cos, sin = _angles(cos_ptr, sin_ptr, 64 * i, T, D, PAIRS)
+        cos, sin = angles_of(cos_ptr, sin_ptr, 64 * i, T, D, PAIRS)
         dq = warpgroup_mma_wait(0, deps=[dq])
         tma.store_wait(1)  # the tile before the last one has left its buffer
         barrier()
-        _put(out.index(i % 2), _turned(dq, cos, -sin, D, PAIRS, SUMS) * scale, D)
+        _put(out.index(i % 2), turned(dq, cos, -sin, D, PAIRS, SUMS) * scale, D)
         fence_async_shared()
         barrier()
         store_tile(dq_desc, [b, 64 * i, h, 0], out.index(i % 2))
@@ -316,11 +297,11 @@ def backward(
             dp = warpgroup_mma_wait(1, deps=[dp])
             ds = gl.convert_layout((p * (dp - delta[None, :])).to(dtype), FACTOR)
             dk = warpgroup_mma(ds, q_tile, dk, is_async=True)
-        cos, sin = _angles(cos_ptr, sin_ptr, 64 * j, T, D, PAIRS)
+        cos, sin = angles_of(cos_ptr, sin_ptr, 64 * j, T, D, PAIRS)
         dk, dv = warpgroup_mma_wait(0, deps=[dk, dv])
         barrier()  # each warp waited for its own part of the products that read k and v
         _put(v.index(j), dv, D)
-        _put(k.index(j), _turned(dk, cos, -sin, D, PAIRS, SUMS) * scale, D)
+        _put(k.index(j), turned(dk, cos, -sin, D, PAIRS, SUMS) * scale, D)
         fence_async_shared()
         barrier()
         store_tile(dv_desc, [b, 64 * j, h, 0], v.index(j))

@@ -10,7 +10,7 @@ Math, with qkv the H query heads, G key heads and G value heads that one product
 Memory:   saves qkv, q', k', o and L: no more than the two operations save by themselves, as v is a part of qkv. With
           norm weights backward reads q and k in it.
 Layout:   forward reads qkv where it lies. Backward writes dq', dk' and dv into dqkv, each where it belongs, and then
-          turns the first two in place. Without a norm, the kernels for Hopper GPUs turn dq' where they round it.
+          turns the first two in place. Without a norm, the kernels for Hopper GPUs turn both where they round them.
 Traffic:  saves putting dq, dk and dv together, which reads and writes as much as there is of qkv: 0.07 ms for a layer
           of gpt2_small.json, see `rope.py`.
 Measured: one H200, 2026-11-29, a compiled step of gpt2_small.json under the profiler: 1.14 of 54.3 ms less, of which

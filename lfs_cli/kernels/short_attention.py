@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfs_cli.kernels.hopper_attention import LOG2_E, describe
+from lfs_cli.kernels.hopper_attention import LOG2_E, describe, pairs_layout
 from lfs_cli.kernels.operation import no_hopper_reason
 
 HEAD_DIM = 32
@@ -202,12 +202,8 @@ def blocks_of(T: int) -> int:
 def layouts() -> dict[str, Any]:
     """Return how blocks lie in registers: `PAIRS` and `READ` of the kernels.
 
-    `PAIRS` is that of the even or the odd channels of a block, (64, D / 2), where both of a pair are one thread's: the
-    layout of a product's sum without the bit that tells the two apart. `READ` is that of a block that is read row by
-    row, 16 bytes at once.
+    `PAIRS` is `hopper_attention.pairs_layout`. `READ` is that of a block that is read row by row, 16 bytes at once.
     """
     from lfs_cli.kernels.gluon_compatibility import gl
 
-    registers, lanes = [[8, 0], [0, 4], [0, 8]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
-    pairs = gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [BLOCK, HEAD_DIM // 2])
-    return {"PAIRS": pairs, "READ": gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])}
+    return {"PAIRS": pairs_layout(HEAD_DIM), "READ": gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])}

@@ -49,7 +49,13 @@ def forward(D: int, tile: hopper.ForwardTile, dtype: str = "bf16", group: int = 
 
 
 def backward(
-    D: int, dtype: str = "bf16", group: int = 1, *, causal: bool, tile: hopper.BackwardTile | None = None
+    D: int,
+    dtype: str = "bf16",
+    group: int = 1,
+    *,
+    causal: bool,
+    turns: bool = False,
+    tile: hopper.BackwardTile | None = None,
 ) -> dict[str, Any]:
     tile, registers = tile or hopper.BACKWARD[D], hopper.REGISTERS[2]
     rows = ("q_desc", "v_desc", "do_desc", "dk_desc", "dv_desc")
@@ -57,10 +63,14 @@ def backward(
     types |= dict.fromkeys(("L_desc", "delta_desc"), described("fp32", 64))
     types |= {"dq_desc": described("fp32", 1, 64, D // 2 * tile.at_once), "order_ptr": "*i32"}
     types |= {"scale": "fp32", "scale_log2": "fp32"}
-    constants = {
+    angles = dict.fromkeys(("cos_ptr", "sin_ptr"))
+    types |= dict.fromkeys(angles, "*fp32") if turns else {}
+    constants = {} if turns else angles
+    constants |= {
         "GROUP": group,
         "D": D,
         "STAGES": tile.stages,
+        "PAIRS": hopper.pairs_layout(D) if turns else None,
         "DS_LAYOUT": gl.NVMMASharedLayout.get_default_for([128, 64], TYPES[dtype]),
         "CAUSAL": causal,
         "IN_REGISTERS": tile.in_registers,
@@ -68,7 +78,7 @@ def backward(
         "REGISTERS": registers.computing,
         "LOADER_REGISTERS": registers.loading,
     }
-    return report(f"backward {D} {tile} {causal=}", hopper_backward.backward, types, constants, registers.all)
+    return report(f"backward {D} {tile} {causal=} {turns=}", hopper_backward.backward, types, constants, registers.all)
 
 
 def short_forward(T: int, dtype: str = "bf16") -> dict[str, Any]:
@@ -103,7 +113,11 @@ def build(
         fn=kernel,
         signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
         constexprs={(names.index(n),): x for n, x in constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if n.endswith("_ptr") or n == "stride"},
+        attrs={
+            (names.index(n),): [["tt.divisibility", 16]]
+            for n in names
+            if n not in constants and (n.endswith("_ptr") or n == "stride")
+        },
     )
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
@@ -183,6 +197,8 @@ def main() -> None:
         backward(64, causal=True),
         backward(128, causal=True),
         backward(64, "fp16", 4, causal=False),
+        backward(64, causal=True, turns=True),
+        backward(128, causal=True, turns=True),
         *(short(T) for T in (128, 256) for short in (short_forward, short_backward)),
     ):
         print(json.dumps(row), flush=True)

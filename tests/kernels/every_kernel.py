@@ -81,6 +81,13 @@ def main() -> None:
     for weights in ([], [drawn(64), drawn(64)]):
         attend = lambda qkv, *w: rotary_attention(qkv, cos, sin, *w, heads=4, kv_heads=2)  # noqa: E731  shorter so
         differentiate(f"turned attention, {len(weights)} weights", attend, drawn(2, 300, 8 * 64), *weights)
+    for D, T, G in product(
+        (64, 128), (300, 512), (2, 1)
+    ):  # on a Hopper GPU, gradients are turned where they are rounded
+        long = RotaryEmbedding(1e4, D, T)
+        turn = long.cos.to(DEVICE), long.sin.to(DEVICE)
+        attend = lambda qkv, turn=turn, G=G: rotary_attention(qkv, *turn, heads=2, kv_heads=G)  # noqa: E731  shorter so
+        differentiate(f"turned attention, {D=} {T=} {G=}", attend, drawn(1, T, (2 + 2 * G) * D))
     for T in (200, 256):  # on a Hopper GPU, by the kernels for short sequences; more heads than fit at once
         short = RotaryEmbedding(1e4, 32, T)
         turn = short.cos.to(DEVICE), short.sin.to(DEVICE)

@@ -30,7 +30,10 @@ import numpy as np
 
 KERNELS_AS_THEY_ARE = Path(__file__).parents[2] / "lfs_cli" / "kernels"
 KERNELS = KERNELS_AS_THEY_ARE
-"""Where kernels are loaded from; tests that break one name another folder."""
+"""Where kernels are loaded from; tests that break one name another folder, with that one in it."""
+
+SHARED = ("hopper_buffers", "hopper_rope")
+"""What kernels import."""
 
 
 class DeadlockError(AssertionError):
@@ -256,8 +259,10 @@ class Machine:
             raise self.errors[0]
 
 
-def _load_file(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
+def _load_kernels(name: str) -> ModuleType:
+    broken = KERNELS / f"{name}.py"
+    path = broken if broken.exists() else KERNELS_AS_THEY_ARE / broken.name
+    spec = importlib.util.spec_from_file_location(f"interpreted_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -272,9 +277,9 @@ class Interpreter:
         self.slowest = slowest
         self.machine, self.program, self.programs = Machine(slowest), 0, 1
         with patch.dict(sys.modules, {"lfs_cli.kernels.gluon_compatibility": self._stand_in()}):
-            buffers = KERNELS_AS_THEY_ARE / "hopper_buffers.py"
-            sys.modules["lfs_cli.kernels.hopper_buffers"] = _load_file("interpreted_hopper_buffers", buffers)
-            self.module = _load_file(f"interpreted_{name}", KERNELS / f"{name}.py")
+            for shared in SHARED:
+                sys.modules[f"lfs_cli.kernels.{shared}"] = _load_kernels(shared)
+            self.module = _load_kernels(name)
 
     def launch(self, kernel: str, programs: int, *arguments: Any, **constants: Any) -> None:
         for self.program in range(programs):

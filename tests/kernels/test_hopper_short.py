@@ -2,11 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from gluon_interpreter import Descriptor, Interpreter, Pointer, value
-from test_hopper_kernels import WIDE, draw, exact
-
-from lfs_cli.kernels.rope import reference_qk_norm_rope
+from test_hopper_kernels import WIDE, draw, draw_turn, exact, turned
 
 LOG2_E = 1.4426950408889634
 D = 32
@@ -55,16 +52,10 @@ def backward(q, k, v, o, L, do, turn, kernels=None):
     return gradients
 
 
-def turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    x, cos, sin = (torch.tensor(a, dtype=torch.float64) for a in (x, cos, sin))
-    return reference_qk_norm_rope(x, x, cos, sin)[0].numpy()
-
-
 @pytest.mark.parametrize(("B", "T", "H"), SHAPES)
 def test_a_whole_head_matches_the_definition(B: int, T: int, H: int) -> None:
     q, k, v, do = draw(B, T, T, H, H, D)
-    angles = 6.3 * np.random.default_rng(1).random((T, D // 2), np.float32)
-    turn = np.cos(angles), np.sin(angles)
+    turn = draw_turn(T, D)
     q_turned, k_turned = (turned(x, *turn).astype(np.float16) for x in (q, k))
     o, L, dq, dk, dv = exact(q_turned, k_turned, v, do, True)
     dq, dk = (turned(x, turn[0], -turn[1]) for x in (dq, dk))

@@ -152,13 +152,14 @@ def test_the_sum_of_a_gradient_is_rounded_and_turned_back_at_once(T: int, H: int
 
 
 @only_with_kernels
-def test_queries_that_a_kernel_turns_back_are_not_turned_again(device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_kernel_turns_back_is_not_turned_again(device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel in the place of the one for Hopper GPUs, made of the portable one."""
 
     def backward(*tensors: Tensor, turn: tuple[Tensor, Tensor], **how: Any) -> tuple[Tensor, ...]:
         found = triton_attention.backward(*tensors, **how)
-        q = found[0].double()
-        found[0].copy_(reference_qk_norm_rope(q, q, turn[0].double(), -turn[1].double())[0])
+        q, k = (x.double() for x in found[:2])
+        for mine, back in zip(found, reference_qk_norm_rope(q, k, turn[0].double(), -turn[1].double()), strict=False):
+            mine.copy_(back)
         return found
 
     monkeypatch.setattr(hopper_attention, "unavailable_reason", lambda *_, **__: None)
