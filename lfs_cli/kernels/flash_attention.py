@@ -20,7 +20,7 @@ or asks it for a number, so CUDA graphs can hold it, after one call outside of t
 Order of this file: the choice, the self-check, operations and their gradients, public functions.
 """
 
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.kernels.operation import compute_dtype, fault_of, find_once, operation, relative_errors
+from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, relative_errors, warn_of_fault
 from lfs_cli.kernels.reference_attention import document_spans
 from lfs_cli.kernels.rope import reference_qk_norm_rope, turn_back
 
@@ -154,8 +154,8 @@ def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deter
         if refusal is None and name != "reference":
             key = _key(step, name, q, k, mask)
             if key not in _verdicts and not _is_capturing(q):
-                check = partial(_self_check, step, name, q, k, how)
-                find_once(_verdicts, key, f"{name} attention", q.device, check)
+                _verdicts[key] = _self_check(step, name, q, k, how)
+                warn_of_fault(f"{name} attention", q.device, _verdicts[key])
             refusal = _verdicts.get(key)
         if refusal is None:
             return _module(name)

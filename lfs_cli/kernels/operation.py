@@ -1,11 +1,9 @@
 """What kernels need around them: to be one operation of torch, to know whether they can run, and are right."""
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -165,11 +163,18 @@ def fault_of(errors_of: Callable[[], Sequence[float]], allowed: float) -> str | 
     return f"it is off by {', '.join(f'{error:.2g}' for error in errors)}, and rounding explains {allowed:.2g}"
 
 
+def warn_of_fault(kernel: str, device: torch.device, fault: str | None) -> None:
+    """Warn that ``kernel`` is passed over for its ``fault``, if it has one: better a slow run than wrong numbers."""
+    if fault is not None:
+        warnings.warn(
+            f"the {kernel} kernel fails its self-check on {device} and is not used: {fault}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 _verdicts: dict[tuple[Any, ...], str | None] = {}
 """What `is_trusted` found: (kernel, device, case) -> what is wrong, or None."""
-
-_checking: defaultdict[tuple[Any, ...], Lock] = defaultdict(Lock)
-"""Held while a check of that key is under way."""
 
 
 def is_trusted(
@@ -178,8 +183,7 @@ def is_trusted(
     """Return whether a kernel does on a small case what its definition does; it is asked once, and warns if not.
 
     For use inside an operation, which runs on real numbers, whatever traced it. While a CUDA graph is recorded, no
-    number can be looked at: then a kernel is trusted, and the check waits for a later call. Who asks while another
-    thread checks waits for what it finds.
+    number can be looked at: then a kernel is trusted, and the check waits for a later call.
 
     Args:
         kernel: Its name, for the warning.
@@ -192,32 +196,9 @@ def is_trusted(
     if key not in _verdicts:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return True
-        find_once(_verdicts, key, kernel, device, lambda: fault_of(partial(errors_of, device, *case), allowed))
+        fault = _verdicts[key] = fault_of(partial(errors_of, device, *case), allowed)
+        warn_of_fault(kernel, device, fault)
     return _verdicts[key] is None
-
-
-def find_once(
-    verdicts: dict[tuple[Any, ...], str | None],
-    key: tuple[Any, ...],
-    kernel: str,
-    device: torch.device,
-    check: Callable[[], str | None],
-) -> None:
-    """Put what ``check`` finds of ``kernel`` among ``verdicts``, unless it is there, and warn of a fault.
-
-    Of several threads one checks, and the others wait. A kernel with a fault is passed over: better a slow run than
-    wrong numbers.
-    """
-    with _checking[key]:
-        if key in verdicts:
-            return
-        fault = verdicts[key] = check()
-        if fault is not None:
-            warnings.warn(
-                f"the {kernel} kernel fails its self-check on {device} and is not used: {fault}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
 
 
 def programs_for(device: torch.device, each: int = PROGRAMS_EACH) -> int:

@@ -113,7 +113,7 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
 
     seed_everything(config.seed)
     model = Transformer(config.model).to(device)
-    end_of_text = boundary_of(config, tokenizer)
+    end_of_text = tokenizer.special_ids[END_OF_TEXT] if config.data.documents == "packed" else None
     return Setup(
         device=device,
         dtype=dtype,
@@ -127,7 +127,7 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
         valid_batches=valid_batches,
         model=model,
         optimizers=build_optimizers(model, config.optimizer),
-        plain_loss=loss_as_written(model, device, dtype, end_of_text),
+        plain_loss=_loss_function(model, device, dtype, end_of_text),
         loss=training_loss(model, config, device, dtype, end_of_text),
         identity={
             "tokenizer_hash": tokenizer.hash,
@@ -260,11 +260,6 @@ def _check_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def boundary_of(config: TrainConfig, tokenizer: Tokenizer) -> int | None:
-    """Return the token that attention does not look across; None where it may look anywhere."""
-    return tokenizer.special_ids[END_OF_TEXT] if config.data.documents == "packed" else None
-
-
 def training_loss(
     model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype, end_of_text: int | None = None
 ) -> LossFunction:
@@ -278,21 +273,21 @@ def training_loss(
         end_of_text: Token that attention does not look across; None lets it.
     """
     if not choose_compile(config.compile, device):
-        return loss_as_written(model, device, dtype, end_of_text)
+        return _loss_function(model, device, dtype, end_of_text)
     if config.compile == "blocks":
-        return loss_as_written(model, device, dtype, end_of_text, call=compiled_call())
-    return torch.compile(loss_as_written(model, device, dtype, end_of_text))
+        return _loss_function(model, device, dtype, end_of_text, call=compiled_call())
+    return torch.compile(_loss_function(model, device, dtype, end_of_text))
 
 
-def loss_as_written(
+def _loss_function(
     model: Transformer,
     device: torch.device,
     dtype: torch.dtype,
-    end_of_text: int | None = None,
+    end_of_text: int | None,
     *,
     call: Callable[..., Tensor] | None = None,
 ) -> LossFunction:
-    """Return what `training_loss` compiles; ``call`` calls a block, as `Transformer.hidden` has it."""
+    """Return it as it is written; ``call`` calls a block, as `Transformer.hidden` has it."""
 
     def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         documents = None if end_of_text is None else document_lengths(tokens_BT, end_of_text)

@@ -29,7 +29,6 @@ from lfs_cli.runs.microbatch import decide_microbatch, explained_memory, rows_at
 from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.progress import Progress, batch_of
 from lfs_cli.runs.recorder import Recorder
-from lfs_cli.runs.rehearsal import rehearsed
 from lfs_cli.runs.resume import keep_config, load_checkpoint, restore
 from lfs_cli.runs.saver import Saver, finish_writing
 from lfs_cli.runs.setup import Setup, set_up
@@ -175,8 +174,7 @@ def _train(
     )
     problem = hint = ""
     is_complete = False
-    rehearsal = rehearsed(config, setup, rows_at_once(config, progress))
-    with stop.patiently(), explained_memory(config, progress, setup.device), saver, rehearsal:
+    with stop.patiently(), explained_memory(config, progress, setup.device), saver:
         while True:
             try:
                 is_complete = _loop(config, setup, graphs, recorder, saver, stop)

@@ -1,9 +1,6 @@
 """The check of a kernel before it is first used: what it finds, that it is kept, and when it has to wait."""
 
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
 
 import pytest
 import torch
@@ -49,27 +46,6 @@ def test_a_kernel_of_another_name_is_checked_by_itself(asks) -> None:
     with pytest.warns(RuntimeWarning, match="the other kernel fails its self-check on cpu"):
         assert not is_trusted("other", lambda *_: [1.0], CPU, 5, allowed=0.5)
     assert ask(CPU, 5)
-
-
-def test_of_several_threads_one_checks_and_the_others_wait(forgets_checks: None) -> None:
-    checked: list[str] = []
-    begun = Event()
-
-    def errors_of(*_: object) -> list[float]:
-        checked.append("check")
-        begun.set()
-        time.sleep(0.2)
-        return [0.0]
-
-    def ask(_: int) -> bool:
-        return is_trusted("made-up", errors_of, CPU, allowed=0.5)
-
-    with ThreadPoolExecutor(4) as threads:
-        first = threads.submit(ask, 0)
-        assert begun.wait(10)
-        assert all(threads.map(ask, range(3)))
-        assert first.result()
-    assert checked == ["check"]
 
 
 def test_a_kernel_is_trusted_while_a_graph_is_recorded_and_checked_afterwards(
