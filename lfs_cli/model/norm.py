@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lfs_cli.kernels.operation import as_compiled
-from lfs_cli.kernels.rms_norm import rms_norm, rms_norm_beside
-from lfs_cli.model.layers import pays_to_stack
+from lfs_cli.kernels.rms_norm import rms_norm
 from lfs_cli.registry import Registry
 
 NORMS: Registry[type[nn.Module]] = Registry("norm", room="lfs_cli.model")
@@ -49,13 +48,3 @@ class NoNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
-
-
-def beside(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``norm(x)``, and x, which goes on beside it: the residual stream at the head of a sub-layer.
-
-    What comes back to both meets in one pass where there is a kernel for it, in training on a GPU.
-    """
-    if isinstance(norm, RMSNorm) and pays_to_stack(x):
-        return rms_norm_beside(x, norm.weight, norm.epsilon)
-    return norm(x), x

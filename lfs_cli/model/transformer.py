@@ -40,7 +40,7 @@ from lfs_cli.model.cache import KVCache
 from lfs_cli.model.checkpointing import checkpointed
 from lfs_cli.model.feed_forward import FEED_FORWARDS
 from lfs_cli.model.layers import Embedding, Linear
-from lfs_cli.model.norm import NORMS, beside
+from lfs_cli.model.norm import NORMS
 from lfs_cli.model.rope import RotaryEmbedding
 
 
@@ -91,10 +91,8 @@ class Block(nn.Module):
             x_BTC = stream * x_BTC + skip * embedding_BTC
         attend = partial(self.attention, positions=positions, cache=cache, documents=documents, value_BTC=value_BTC)
         if self.is_pre_norm:
-            normed_BTC, x_BTC = beside(self.attention_norm, x_BTC)
-            x_BTC = x_BTC + attend(normed_BTC)
-            normed_BTC, x_BTC = beside(self.feed_forward_norm, x_BTC)
-            return x_BTC + self.feed_forward(normed_BTC)
+            x_BTC = x_BTC + attend(self.attention_norm(x_BTC))
+            return x_BTC + self.feed_forward(self.feed_forward_norm(x_BTC))
         x_BTC = self.attention_norm(x_BTC + attend(x_BTC))
         return self.feed_forward_norm(x_BTC + self.feed_forward(x_BTC))
 

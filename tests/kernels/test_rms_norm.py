@@ -4,9 +4,8 @@ import pytest
 import torch
 from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
 
-from lfs_cli.kernels import operation
 from lfs_cli.kernels import rms_norm as module
-from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm, rms_norm_beside
+from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
 
 SHAPES = [(1, 1), (3, 7), (2, 5, 64), (150, 33), (4, 3000), (0, 8)]
 
@@ -36,27 +35,6 @@ def test_the_norm_of_a_sum_and_its_gradients_match_float64(shape, device, poison
 
     exact = differentiate(reference_add, (x.double(), residual.double(), weight.double()))
     assert_near(ours, exact, 4 + shape[-1] ** 0.5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_stream_beside_the_norm_gets_both_gradients(shape, dtype, device, poisoned) -> None:
-    inputs = randn(*shape, dtype=dtype, device=device), randn(shape[-1], dtype=torch.float32, device=device, seed=2)
-
-    ours = differentiate(rms_norm_beside, inputs)
-
-    assert torch.equal(ours[1], inputs[0])
-    exact = differentiate(lambda x, weight: (reference_rms_norm(x, weight), x * 1), [x.double() for x in inputs])
-    assert_near(ours, exact, 4 + shape[-1] ** 0.5)
-
-
-@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
-def test_the_stream_beside_the_norm_is_compiled_to_the_same(device) -> None:
-    inputs = randn(9, 33, dtype=torch.float32, device=device), randn(33, dtype=torch.float32, device=device)
-    compiled = torch.compile(lambda x, weight: rms_norm_beside(2 * x, weight), backend="aot_eager", fullgraph=True)
-    found, right = differentiate(compiled, inputs), differentiate(lambda x, w: rms_norm_beside(2 * x, w), inputs)
-    for ours, exact in zip(found, right, strict=True):
-        torch.testing.assert_close(ours, exact)
 
 
 def test_a_narrow_result_joins_a_wide_stream(device) -> None:
@@ -95,52 +73,6 @@ def test_rows_that_do_not_lie_side_by_side(device) -> None:
 def test_equal_runs_are_equal_to_the_bit(device) -> None:
     inputs = randn(150, 33, dtype=torch.float32, device=device), randn(33, dtype=torch.float32, device=device)
     assert all(map(torch.equal, differentiate(rms_norm, inputs), differentiate(rms_norm, inputs)))
-
-
-def wrong(dy, dh, h, weight, epsilon):
-    dx, dweight = module._reference_backward(dy, dh, h, weight, epsilon)
-    return dx, 1.1 * dweight
-
-
-BROKEN = {
-    "the other gradient is forgotten": lambda dy, dh, *rest: module._reference_backward(dy, None, *rest),
-    "a wrong gradient of the weight": wrong,
-    "no kernel": lambda *_: [][0],
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own, in 2.13
-@pytest.mark.parametrize("is_compiled", [False, True], ids=["as written", "compiled"])
-@pytest.mark.parametrize("fault", BROKEN)
-def test_a_kernel_that_fails_its_check_is_passed_over_with_a_warning(
-    fault: str, is_compiled: bool, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operation, "_verdicts", {})
-    monkeypatch.setattr(module, "unavailable_reason", lambda *_: None)
-    monkeypatch.setattr(module, "_launch_backward", BROKEN[fault])
-    torch._dynamo.reset()
-    function = torch.compile(rms_norm_beside, backend="aot_eager") if is_compiled else rms_norm_beside
-    inputs = randn(9, 33, dtype=torch.float32, device=device), randn(33, dtype=torch.float32, device=device)
-
-    with pytest.warns(RuntimeWarning, match=f"the RMSNorm backward kernel fails its self-check on {device}"):
-        ours = differentiate(function, inputs)
-
-    exact = differentiate(lambda x, weight: (reference_rms_norm(x, weight), x * 1), [x.double() for x in inputs])
-    assert_near(ours, exact, 10)
-    differentiate(function, inputs)  # without another warning, which would be an error
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_kernel_that_is_right_is_used_without_a_word(
-    dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched: list[int] = []
-    run = module._launch_backward if HAS_KERNELS else module._reference_backward
-    monkeypatch.setattr(operation, "_verdicts", {})
-    monkeypatch.setattr(module, "unavailable_reason", lambda *_: None)
-    monkeypatch.setattr(module, "_launch_backward", lambda dy, *rest: launched.append(len(dy)) or run(dy, *rest))
-    differentiate(rms_norm_beside, [randn(9, 33, dtype=dtype, device=device), torch.ones(33, device=device)])
-    assert launched == [37, 9]  # the check, then the call
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="the operations")

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfs_cli.config import ModelConfig
-from lfs_cli.kernels import rms_norm
-from lfs_cli.model import Block, KVCache, RMSNorm, Transformer, cross_entropy, next_token_loss, norm
+from lfs_cli.model import Block, KVCache, RMSNorm, Transformer, cross_entropy, next_token_loss
 from lfs_cli.model.device import compiled_call
 
 SMALL = {"vocab_size": 50, "context_length": 16, "width": 16, "layers": 2, "heads": 4, "feed_forward_width": 24}
@@ -52,23 +51,6 @@ def model(request) -> Transformer:
         if name.endswith("mix"):  # as if learned: at the start some of them let nothing through
             weight.data += torch.tensor([-0.2, 0.3])
     return model
-
-
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_a_norm_beside_the_stream_gives_the_same_gradients(changes: dict, monkeypatch) -> None:
-    """As in training on a GPU, with the formulas in the place of the kernel."""
-    model, gradients = build(**changes), []
-    used: list[int] = []
-    monkeypatch.setattr(rms_norm, "unavailable_reason", lambda *_: None)
-    monkeypatch.setattr(rms_norm, "is_trusted", lambda *_, **__: bool(used.append(1)))
-    for on_gpu in (False, True):
-        monkeypatch.setattr(norm, "pays_to_stack", lambda _x, on_gpu=on_gpu: on_gpu)
-        loss = loss_of(model, tokens(), tokens(seed=2))
-        gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)])
-    for fused, plain in zip(*gradients[::-1], strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-6)
-    is_beside = changes.get("norm") != "none" and changes.get("norm_position") != "post"
-    assert len(used) == (2 * model.config.layers if is_beside else 0)
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
