@@ -5,17 +5,20 @@ disk and finds it there from any process: so workers run each choice once, on on
 then meets kernels that are there already. A kernel is compiled for its constants, the alignment of its tensors, and
 which of its numbers are 1 or multiples of 16; how many sequences there are is none of these.
 
-Nothing depends on the workers. What they compute is dropped; what fails in one of them fails again in the search, which
-tells why. When one dies, those that it takes along are replaced, `MOST_CRASHES` times, and the search compiles itself
-what was not done. When the time is out they are killed: compilers beside a kernel that is timed would slow it down.
+What workers compute is dropped; what fails in one of them fails again in the search, which tells why. When one dies,
+those that it takes along are replaced, `MOST_CRASHES` times, and the search compiles itself what was not done. But what
+does not end in `PATIENCE` seconds, be it a compiler or a kernel whose warps wait for each other for good, must not be
+met by the search, which would not end either: it is told of that. When the time is out workers are killed: compilers
+beside a kernel that is timed would slow it down.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -30,6 +33,10 @@ from lfs_cli.benchmarks.machine import cores
 
 MOST_WORKERS = 12
 """Each holds some 0.5 GB of the GPU, and of a step of the search there are at most nine choices to compile."""
+
+PATIENCE = 60.0
+"""Seconds, from the last choice that was done, after which those at work are given up. The first of them also starts
+workers, which takes some 15."""
 
 MOST_CRASHES = 2
 """Deaths of a worker after which the search goes on without them."""
@@ -66,8 +73,8 @@ class Compilers:
 
     def __call__(
         self, shape: Shape, kernel: str, choices: Sequence[Choice], seconds: float, told: Callable[[int], None]
-    ) -> None:
-        """Return when all ``choices`` are compiled, or when ``seconds`` are over.
+    ) -> list[Choice]:
+        """Return when all ``choices`` are compiled, when ``seconds`` are over, or when some seem to take for ever.
 
         Args:
             shape: The problem.
@@ -75,23 +82,34 @@ class Compilers:
             choices: What to compile it with, the most important first.
             seconds: How long this may take.
             told: Called with how many are done.
+
+        Returns:
+            Those that did not end, which had better not be run.
         """
         if seconds <= 0 or self.crashes >= MOST_CRASHES:
-            return
+            return []
         told(0)
+        end = time.monotonic() + seconds
         try:
-            futures = self._submit([(shape, self.device, kernel, choice) for choice in choices])
-            for done, future in enumerate(as_completed(futures, timeout=min(seconds, threading.TIMEOUT_MAX)), 1):
-                future.result()
-                told(done)
-        except TimeoutError:
-            self.close()
+            calls = [(shape, self.device, kernel, choice) for choice in choices]
+            waiting = dict(zip(self._submit(calls), choices, strict=True))
+            while waiting:
+                patience = min(PATIENCE, end - time.monotonic())
+                done, _ = wait(waiting, timeout=max(0.0, patience), return_when=FIRST_COMPLETED)
+                if not done:
+                    self.close()
+                    return list(waiting.values())
+                for future in done:
+                    future.result()
+                    del waiting[future]
+                    told(len(choices) - len(waiting))
         except BrokenProcessPool:
             self.crashes += 1
             self.close()
         except OSError:  # no more processes, or no memory for them: the search compiles by itself
             self.crashes = MOST_CRASHES
             self.close()
+        return []
 
     def _submit(self, calls: Sequence[tuple[Shape, torch.device, str, Choice]]) -> "list[Future[None]]":
         if self._pool is None:

@@ -58,6 +58,11 @@ TUNING_SECONDS = 120.0
 RACE_SECONDS = 1.0
 """What a race may take when no time is left: a best of a single run would be chance."""
 
+HOPPER_LADDERS = {"forward": ((2, 3), (64, 128), (2, 3, 4)), "backward": ((1, 2, 3, 4), (0, 1), (1, 2))}
+"""Values of the numbers of `ForwardTile` and `BackwardTile`, in order. No choice of them may wait for ever."""
+
+ENDLESS = "it did not end in a process of its own"
+
 CUT = "best so far, as there was no time to go on"
 
 
@@ -106,12 +111,14 @@ def refuse_without_gpu(device: torch.device) -> None:
         )
 
 
-Ahead = Callable[[Shape, str, Sequence[Choice], float, Callable[[int], None]], None]
-"""Compiles choices of a kernel for a shape, within so many seconds, and tells how many are done."""
+Ahead = Callable[[Shape, str, Sequence[Choice], float, Callable[[int], None]], Sequence[Choice]]
+"""Compiles choices of a kernel for a shape, within so many seconds, tells how many are done, and returns those that did
+not end."""
 
 
-def nothing_ahead(*_: Any) -> None:
+def nothing_ahead(*_: Any) -> Sequence[Choice]:
     """Leave all compiling to the search."""
+    return ()
 
 
 def countdown(seconds: float) -> Callable[[], float]:
@@ -180,13 +187,14 @@ class Search:
         def compiled(done: int) -> None:
             self.bench.on_progress(f"compiling {label}", done, len(choices))
 
-        self.ahead(self.judge.shape, self.tunable.kernel, choices, self.left(), compiled)
+        endless = self.ahead(self.judge.shape, self.tunable.kernel, choices, self.left(), compiled)
         fit = []
         for done, choice in enumerate(choices):
             if self.left() <= 0 and choice != self.tunable.start:
                 return done, fit
             self.bench.on_progress(f"checking {label}", done, len(choices))
-            refusal = self._refusal(choice)
+            is_endless = choice in endless and choice != self.tunable.start
+            refusal = Measurement(status="failed", note=ENDLESS) if is_endless else self._refusal(choice)
             if refusal is None:
                 fit.append(choice)
             else:
@@ -302,7 +310,7 @@ def _hopper_kernels(shape: Shape, tensors: Sequence[Tensor], how: dict[str, Any]
         kernel="hopper forward",
         bucket={"head_dim": shape.head_dim, "causal": shape.causal, "is_long": shape.seq >= hopper_attention.LONG_FROM},
         names=start._fields,
-        ladders=((2, 3), (64, 128), (1, 2, 3, 4)),
+        ladders=HOPPER_LADDERS["forward"],
         start=tuple(start),
         kind="forward",
         run=forward,
@@ -312,7 +320,7 @@ def _hopper_kernels(shape: Shape, tensors: Sequence[Tensor], how: dict[str, Any]
         kernel="hopper backward",
         bucket={"head_dim": shape.head_dim},
         names=start._fields,
-        ladders=((1, 2, 3, 4), (0, 1), (1, 2)),
+        ladders=HOPPER_LADDERS["backward"],
         start=tuple(map(int, start)),
         kind="backward",
         run=backward,

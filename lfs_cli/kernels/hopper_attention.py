@@ -87,7 +87,10 @@ LOG2_E = 1.4426950408889634
 
 
 class ForwardTile(NamedTuple):
-    """How forward is cut: warpgroups of 64 queries each, 2 or 3, keys of a block, blocks in flight."""
+    """How forward is cut: warpgroups of 64 queries each, 2 or 3, keys of a block, blocks in flight, 2 or more.
+
+    With one it waits for ever: the next scores are begun before the values of the last ones are read.
+    """
 
     warpgroups: int
     block_s: int

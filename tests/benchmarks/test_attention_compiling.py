@@ -60,11 +60,30 @@ def test_workers_are_killed_when_the_time_is_over() -> None:
     told: list[int] = []
     compilers = Compilers(CPU, 2, sleep)
     began = time.monotonic()
-    compilers(SHAPE, "forward", [(1,), (2,), (3,)], 0.5, told.append)
+    assert compilers(SHAPE, "forward", [(1,), (2,), (3,)], 0.5, told.append) == [(1,), (2,), (3,)]
     assert time.monotonic() - began < 60
     assert told == [0]
     assert compilers.crashes == 0
     assert not multiprocessing.active_children()
+    compilers.close()
+
+
+def sleep_for_one(_shape: Shape, _device: torch.device, _kernel: str, choice: Choice) -> None:
+    if choice == (1,):
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_what_does_not_end_is_given_up_and_named_long_before_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_compiling, "PATIENCE", 20.0)
+    told: list[int] = []
+    compilers = Compilers(CPU, 2, sleep_for_one)
+    began = time.monotonic()
+    assert compilers(SHAPE, "forward", [(1,), (2,), (3,)], 500, told.append) == [(1,)]
+    assert time.monotonic() - began < 100
+    assert told[-1] == 2
+    assert not multiprocessing.active_children()
+    assert compilers(SHAPE, "forward", [(2,)], 500, told.append) == []  # by new workers
     compilers.close()
 
 
@@ -73,7 +92,7 @@ def test_nothing_is_started_for_nothing(crashes: int, seconds: float, monkeypatc
     monkeypatch.setattr(attention_compiling, "ProcessPoolExecutor", None)
     compilers = Compilers(CPU, 2, sleep)
     compilers.crashes = crashes
-    compilers(SHAPE, "forward", [(1,)], seconds, lambda done: pytest.fail("there is nothing to tell"))
+    assert not compilers(SHAPE, "forward", [(1,)], seconds, lambda done: pytest.fail("there is nothing to tell"))
     compilers.close()
 
 
@@ -92,7 +111,7 @@ def test_where_no_worker_can_be_started_the_search_goes_on_without(monkeypatch: 
 def test_without_a_gpu_nothing_is_compiled_ahead() -> None:
     with compiling_ahead(CPU) as ahead:
         assert ahead is nothing_ahead
-        assert ahead(SHAPE, "forward", [(1, 2)], 1.0, print) is None
+        assert not ahead(SHAPE, "forward", [(1, 2)], 1.0, print)
 
 
 def test_a_gpu_gets_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,11 +321,12 @@ def test_what_was_measured_before_an_interruption_is_in_the_rows(runs: int, time
 def test_neighbours_are_compiled_ahead_of_their_check_and_progress_says_how_far_it_is() -> None:
     order, told = [], []
 
-    def ahead(shape, kernel, choices, seconds, done) -> None:
+    def ahead(shape, kernel, choices, seconds, done) -> tuple[Choice, ...]:
         order.append(("ahead", tuple(choices)))
         assert (shape, kernel, seconds) == (SHAPE, "forward", 60.0)
         for number in range(len(choices) + 1):
             done(number)
+        return ()
 
     kernel = FakeKernel(distance_to(64, 1))
     search = kernel.search(left=lambda: 60.0, ahead=ahead, on_progress=lambda *progress: told.append(progress))
@@ -341,6 +342,20 @@ def test_neighbours_are_compiled_ahead_of_their_check_and_progress_says_how_far_
     ]
     assert ("checking forward, step 2", 1, 2) in told
     assert ("timing forward, step 2", 9, 9) in told
+
+
+def test_a_choice_that_does_not_end_in_a_worker_is_not_tried_but_the_start_always_is() -> None:
+    kernel = FakeKernel(distance_to(64, 1))
+    search = kernel.search(ahead=lambda *_: [(32, 1), (64, 1)])
+    tried = []
+    real = search._refusal
+    search._refusal = lambda choice: tried.append(choice) or real(choice)
+    search.run()
+    assert (32, 1) in tried
+    assert (64, 1) not in tried
+    row = next(row for row in search.rows() if row["choice"] == {"block": 64, "stages": 1})
+    assert (row["status"], row["note"]) == ("failed", "it did not end in a process of its own")
+    assert search.is_done
 
 
 def test_each_step_is_told() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from gluon_interpreter import DeadlockError, Descriptor, HazardError, Interpreter, Pointer, value
 
+from lfs_cli.benchmarks.attention_tuning import HOPPER_LADDERS
 from lfs_cli.kernels import hopper_attention as hopper
 from lfs_cli.kernels.rope import reference_qk_norm_rope
 
@@ -61,19 +62,20 @@ def forward(
     stages: int = 2,
     programs: int = 3,
     kernels: Interpreter | None = None,
+    block_s: int = BLOCK_S,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the kernel on few processors, so that each works on several tiles."""
     (B, T, H, D), (S, G) = q.shape, k.shape[1:3]
     o, L = np.full_like(q, np.nan), np.full((B, H, T), np.nan, np.float32)
     block_t = 64 * warpgroups
     programs = min(programs, B * H * -(-T // block_t))
-    order = hopper._forward_order(T, S, B * H, H // G, block_t, BLOCK_S, causal, programs, "cpu").numpy()
+    order = hopper._forward_order(T, S, B * H, H // G, block_t, block_s, causal, programs, "cpu").numpy()
     (kernels or Interpreter("hopper_forward")).launch(
         "forward",
         programs,
         Descriptor(q, (1, 64, 1, D)),
-        Descriptor(k, (1, BLOCK_S, 1, D)),
-        Descriptor(v, (1, BLOCK_S, 1, D)),
+        Descriptor(k, (1, block_s, 1, D)),
+        Descriptor(v, (1, block_s, 1, D)),
         Descriptor(o, (1, 64, 1, D)),
         Pointer(L),
         Pointer(order),
@@ -81,7 +83,7 @@ def forward(
         np.float32(D**-0.5 * hopper.LOG2_E),
         GROUP=H // G,
         WARPGROUPS=warpgroups,
-        BLOCK_S=BLOCK_S,
+        BLOCK_S=block_s,
         D=D,
         STAGES=stages,
         CAUSAL=causal,
@@ -217,15 +219,28 @@ def test_backward_turns_the_gradient_of_keys_back(shape: tuple, tile: tuple[int,
         np.testing.assert_allclose(mine, true, **WIDE)
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-@pytest.mark.parametrize("stages", [1, 3])
-def test_any_number_of_buffers_will_do(stages: int, at_once: int) -> None:
+@pytest.mark.parametrize("choice", [*product(*HOPPER_LADDERS["forward"])], ids=str)
+def test_forward_is_right_and_ends_with_every_tile_that_is_tuned(choice: tuple[int, int, int]) -> None:
+    q, k, v, do = draw(1, 300, 300, 2, 1, 64)
+    warpgroups, block_s, stages = choice
+    ours = forward(q, k, v, True, warpgroups, stages, block_s=block_s)[0]
+    np.testing.assert_allclose(ours, exact(q, k, v, do, causal=True)[0], **WIDE)
+
+
+@pytest.mark.parametrize("choice", [*product(*HOPPER_LADDERS["backward"])], ids=str)
+def test_backward_is_right_and_ends_with_every_tile_that_is_tuned(choice: tuple[int, int, int]) -> None:
     q, k, v, do = draw(1, 300, 300, 2, 1, 64)
     o, L, *gradients = exact(q, k, v, do, causal=True)
-    np.testing.assert_allclose(forward(q, k, v, causal=True, stages=max(2, stages))[0], o, **WIDE)
-    ours = backward(q, k, v, o, L, do, True, True, stages, at_once)
+    stages, in_registers, at_once = choice
+    ours = backward(q, k, v, o, L, do, True, bool(in_registers), stages, at_once)
     for mine, true in zip(ours, gradients, strict=True):
         np.testing.assert_allclose(mine, true, **WIDE)
+
+
+def test_forward_waits_for_ever_with_a_single_buffer() -> None:
+    q, k, v, _ = draw(1, 300, 300, 2, 1, 64)
+    with pytest.raises(DeadlockError):
+        forward(q, k, v, causal=True, stages=1)
 
 
 def test_large_logits_and_blocks_that_some_rows_do_not_see() -> None:
