@@ -163,7 +163,10 @@ class Transformer(nn.Module):
             x_BTC = x_BTC.to(compute_dtype(x_BTC))
         if self.embedding_norm is not None:
             x_BTC = self.embedding_norm(x_BTC)
-        embedding_BTC, values = x_BTC, [table(tokens_BT) for table in self.value_embeddings]
+        values = [table(tokens_BT) for table in self.value_embeddings]
+        embedding_BTC = None
+        if self.config.embedding_skip:  # two inputs that are one would make of the first block another kind to compile
+            embedding_BTC = x_BTC if call is None else x_BTC.clone()
         run = checkpointed(self.config.checkpointing) if cache is None else None
         for layer, block in enumerate(self.blocks):
             table = self.config.value_table(layer)
