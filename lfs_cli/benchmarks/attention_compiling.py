@@ -7,9 +7,9 @@ which of its numbers are 1 or multiples of 16; how many sequences there are is n
 
 What workers compute is dropped; what fails in one of them fails again in the search, which tells why. When one dies,
 those that it takes along are replaced, `MOST_CRASHES` times, and the search compiles itself what was not done. But what
-does not end in `PATIENCE` seconds, be it a compiler or a kernel whose warps wait for each other for good, must not be
-met by the search, which would not end either: it is told of that. When the time is out workers are killed: compilers
-beside a kernel that is timed would slow it down.
+is at work when nothing has ended for `PATIENCE` seconds, be it a compiler or a kernel whose warps wait for each other
+for good, must not be met by the search, which would not end either: it is told of that. When the time is out workers
+are killed: compilers beside a kernel that is timed would slow it down.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -86,30 +86,37 @@ class Compilers:
         Returns:
             Those that did not end, which had better not be run.
         """
+        endless: list[Choice] = []
         if seconds <= 0 or self.crashes >= MOST_CRASHES:
-            return []
+            return endless
         told(0)
-        end = time.monotonic() + seconds
+        end, left = time.monotonic() + seconds, list(choices)
         try:
-            calls = [(shape, self.device, kernel, choice) for choice in choices]
-            waiting = dict(zip(self._submit(calls), choices, strict=True))
-            while waiting:
-                patience = min(PATIENCE, end - time.monotonic())
-                done, _ = wait(waiting, timeout=max(0.0, patience), return_when=FIRST_COMPLETED)
-                if not done:
+            while left and time.monotonic() < end:
+                futures = self._submit([(shape, self.device, kernel, choice) for choice in left])
+                waiting = dict(zip(futures, left, strict=True))
+                while done := self._some_of(waiting, end):
+                    for future in done:
+                        future.result()
+                        del waiting[future]
+                        told(len(choices) - len(endless) - len(waiting))
+                left = list(waiting.values())
+                if left:  # each worker is at one, in their order
                     self.close()
-                    return list(waiting.values())
-                for future in done:
-                    future.result()
-                    del waiting[future]
-                    told(len(choices) - len(waiting))
+                    endless += left[: self.workers]
+                    left = left[self.workers :]
         except BrokenProcessPool:
             self.crashes += 1
             self.close()
         except OSError:  # no more processes, or no memory for them: the search compiles by itself
             self.crashes = MOST_CRASHES
             self.close()
-        return []
+        return endless
+
+    def _some_of(self, waiting: Collection["Future[None]"], end: float) -> "set[Future[None]]":
+        """Return those that are done, waiting for one; none when there are none, or it takes too long."""
+        patience = max(0.0, min(PATIENCE, end - time.monotonic(), threading.TIMEOUT_MAX))
+        return wait(waiting, timeout=patience, return_when=FIRST_COMPLETED).done if waiting else set()
 
     def _submit(self, calls: Sequence[tuple[Shape, torch.device, str, Choice]]) -> "list[Future[None]]":
         if self._pool is None:

@@ -204,7 +204,7 @@ KERNELS: dict[str, Build] = {
 
 @BENCHMARKS.register("kernels")
 def bench_kernels(settings: BenchConfig, bench: Bench) -> list[Row]:
-    """Time every kernel, forward and backward, beside eager PyTorch and torch.compile."""
+    """Time every kernel, forward and backward, beside eager PyTorch and torch.compile; Muon's are in `optimizer`."""
     asked, on_gpu = settings.kernels, bench.device.type == "cuda"
     rows = asked.rows or (32_768 if on_gpu else 256)
     if not on_gpu:

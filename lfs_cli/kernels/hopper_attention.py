@@ -397,7 +397,7 @@ def _layout(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
 
 @cache
 def pairs_layout(D: int) -> Any:
-    """How cos, sin and the even or the odd channels of a block of 64 positions lie in registers: `hopper_rope.PAIRS`.
+    """Return how cos, sin and the even or the odd channels of a block of 64 positions lie in registers.
 
     The layout of a product's sum, (64, D), without the bit that tells the two channels of a pair apart.
     """

@@ -27,7 +27,8 @@ Measured: one H200, 2026-11-29, bfloat16, milliseconds of this kernel beside tha
     16,384 x 2,048     0.08, 0.07      0.16, 0.11
     2,048 x 100,352    0.27, 0.35      0.59, 0.52           0.15, 0.16
 
-    Tiles of 2,048 to 8,192 and 4 to 16 warps, at V = 50,304: 0.22 to 0.25. Tiles of 1,024, 2,048 and 4,096 in one run:
+    Tiles of 2,048 to 8,192 and 4 to 16 warps, at V = 50,304: 0.22 to 0.25. Tiles of 1,024 (with 4 warps), 2,048 and
+    4,096 in one run:
 
     rows x V           loss and da               the same, capped
     16,384 x 10,000    0.166, 0.165, 0.188
@@ -182,12 +183,10 @@ def loss_and_gradient(
     z_loss: float,
     *,
     writes_gradient: bool,
-    tile: int | None = None,
-    warps: int = WARPS,
 ) -> None:
     """Launch the kernel, on rows whose stride is a multiple of 64."""
     R, V = logits_RV.shape
-    tile = tile or tile_of(V)
+    tile = tile_of(V)
     with torch.cuda.device_of(logits_RV):
         _loss_and_gradient[(R,)](
             logits_RV,
@@ -201,6 +200,6 @@ def loss_and_gradient(
             TILE=tile,
             TILES=-(-V // tile),
             WRITES_GRADIENT=writes_gradient,
-            num_warps=warps,
+            num_warps=WARPS,
             enable_fp_fusion=True,
         )

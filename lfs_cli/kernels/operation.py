@@ -202,7 +202,7 @@ def is_trusted(
 
 
 def programs_for(device: torch.device, each: int = PROGRAMS_EACH) -> int:
-    """Return how many programs to launch where each takes a fixed share of the work: so many for every processor."""
+    """Return how many programs to launch where each takes a fixed share of the work: ``each`` for every processor."""
     if device.type != "cuda":
         return 3  # few and uneven, so that tests cross every edge
     return each * torch.cuda.get_device_properties(device).multi_processor_count

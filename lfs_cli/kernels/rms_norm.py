@@ -21,10 +21,10 @@ Layout:   a program owns whole rows, as many as make a tile of about `TILE` numb
 Traffic:  forward reads x and residual and writes h and y, each once; backward reads h, dy and dh and writes one tensor.
           These bytes over the memory bandwidth are the floor of the time.
 Limits:   C <= 8,192, float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton.
-Where:    not in the model: torch.compile makes one pass of a norm and the sum before it, at 4 TB/s on an H200
-          (2026-11-29, gpt2_small.json), and one of its backward and the sum after it. With backward by this kernel,
-          what comes back beside the norm added in it, a step of speedrun.json got 2.4 ms shorter, all of which its
-          optimizer's kernels explain. Forecasts of memory take it for what the compiler makes.
+Where:    not in the model, save in traces for forecasts, where it stands for what the compiler makes: one pass of a
+          norm and the sum before it, at 4 TB/s on an H200 (2026-11-29, gpt2_small.json), and one of its backward and
+          the sum after it. This backward was tried in its place, with that sum in it. A step of speedrun.json got 2.4
+          ms shorter then, but its optimizer had become 2.3 ms faster at the same time.
 Measured: one H200, 2026-11-29, bfloat16, 32,768 rows, backward with dh, the L2 cache emptied before: C = 768 in 0.062
           ms, C = 512 in 0.047; what torch.compile makes of the formulas 0.102 and 0.068, and this kernel before its
           loads were on their way ahead (4 programs a processor, 2,048 numbers a tile) 0.098 and 0.069. Tried were 1,
@@ -44,8 +44,8 @@ MAX_CHANNELS = 8192
 TILE = 4096
 """Numbers that a program works on at once."""
 
-PROGRAMS_EACH = 2
-"""Programs of backward for every processor."""
+BACKWARD_PROGRAMS = 2
+"""For every processor."""
 
 BUFFER_BYTES = 96 * 1024
 """Of shared memory at most, for the tiles that are on their way in backward."""
@@ -108,7 +108,7 @@ def _backward(
         h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         r = 1.0 / tl.sqrt(tl.sum(h * h, 1) * (1.0 / C) + epsilon)
-        n = h * r[:, None]
+        n = h * tl.where(rows < R, r, 0.0)[:, None]  # without an epsilon, r is infinite where there is no row
         dw += dy * n
         g = dy * w[None, :]
         dx = r[:, None] * (g - n * (tl.sum(g * n, 1) * (1.0 / C))[:, None])
@@ -275,7 +275,7 @@ def _backward_operation(
     R = h.numel() // C
     block_r, block_c, warps = _blocks(C, numbers=32)
     tiles = triton.cdiv(R, block_r)
-    programs = min(tiles, programs_for(h.device, PROGRAMS_EACH))
+    programs = min(tiles, programs_for(h.device, BACKWARD_PROGRAMS))
     dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     if not R:
         return dx, torch.zeros_like(weight)

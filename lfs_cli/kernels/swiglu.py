@@ -19,7 +19,7 @@ Layout:   one program owns BLOCK numbers of y, counted through all rows, so that
 Traffic:  swiglu reads 2 F and writes F numbers a row; backward reads 3 F and writes 2 F.
 Limits:   float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton, and whatever the
           kernels do wrong in the self-check, once a process for each kind and type.
-Measured: with `rope.py`, see there. Alone beside the compiler, by `lfs bench kernels`: forward 1.00, backward 1.38
+Measured: with `rope.py`, see there. Alone beside the compiler, by `lfs bench kernels`: forward 1.00, backward 1.37
           times as fast. One H200, 2026-11-29, 32,768 rows, F = 1,344, beside programs of 1,024 channels of one row:
           forward 0.067 and 0.068 ms, backward 0.108 and 0.122; F = 2,048: no difference.
 """

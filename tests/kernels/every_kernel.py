@@ -81,9 +81,8 @@ def main() -> None:
     for weights in ([], [drawn(64), drawn(64)]):
         attend = lambda qkv, *w: rotary_attention(qkv, cos, sin, *w, heads=4, kv_heads=2)  # noqa: E731  shorter so
         differentiate(f"turned attention, {len(weights)} weights", attend, drawn(2, 300, 8 * 64), *weights)
-    for D, T, G in product(
-        (64, 128), (300, 512), (2, 1)
-    ):  # on a Hopper GPU, gradients are turned where they are rounded
+    # On a Hopper GPU, gradients are turned where they are rounded
+    for D, T, G in product((64, 128), (300, 512), (2, 1)):
         long = RotaryEmbedding(1e4, D, T)
         turn = long.cos.to(DEVICE), long.sin.to(DEVICE)
         attend = lambda qkv, turn=turn, G=G: rotary_attention(qkv, *turn, heads=2, kv_heads=G)  # noqa: E731  shorter so

@@ -65,6 +65,15 @@ def test_epsilon_counts_where_a_row_is_small(device) -> None:
     torch.testing.assert_close(rms_norm(x, weight, 3e-6), torch.full_like(x, 0.5))
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")  # NumPy's, in the interpreter: 1 / 0 is what it is about
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_without_an_epsilon_rows_that_do_not_exist_add_nothing(device) -> None:
+    inputs = randn(9, 33, dtype=torch.float32, device=device), randn(33, dtype=torch.float32, device=device)
+    ours = differentiate(lambda x, weight: rms_norm(x, weight, 0.0), inputs)
+    exact = differentiate(lambda x, weight: reference_rms_norm(x, weight, 0.0), [x.double() for x in inputs])
+    assert_near(ours, exact, 8)
+
+
 def test_rows_that_do_not_lie_side_by_side(device) -> None:
     x, weight = randn(7, 9, dtype=torch.float32, device=device), torch.ones(7, device=device)
     torch.testing.assert_close(rms_norm(x.T, weight), rms_norm(x.T.contiguous(), weight))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lfs_cli.optimizers import muon
-from lfs_cli.optimizers.muon import Muon, orthogonal
+from lfs_cli.optimizers.muon import Muon, by_squares, iterated, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 5), (5, 16), (1, 7), (3, 6, 4), (2, 2, 4, 6)], ids=str)
@@ -33,6 +33,18 @@ def test_two_steps_follow_the_rule() -> None:
         expected = expected * (1 - 0.05) - 0.1 * (6 / 4) ** 0.5 * orthogonal(weight.grad + 0.9 * running)
         optimizer.step()
     torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9), (3, 6, 6), (1, 1, 4)], ids=str)
+def test_completing_the_square_changes_nothing_but_rounding(shape: tuple[int, int, int]) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    x /= x.norm(dim=(-2, -1), keepdim=True)
+    kept = x.clone()
+    exact = iterated(x, 5)
+    torch.testing.assert_close(by_squares(x, 5), exact, rtol=1e-11, atol=1e-12)
+    assert torch.equal(x, kept)
+    narrow = by_squares(x.bfloat16(), 5).double()
+    assert (narrow - exact).norm() < 0.05 * exact.norm()  # what the iterations leave is six times as much
 
 
 def test_the_step_points_where_the_orthogonal_factor_of_the_svd_points() -> None:
