@@ -82,7 +82,7 @@ def profile_step(training: Training, variant: Variant, keep: Path | None = None)
             stack.callback(torch.cuda.memory._record_memory_history, enabled=None)
         stack.enter_context(multiplying_as(variant.precision))
         stack.enter_context(_named_modules(training.model, device))
-        profiler = profile(activities=activities, profile_memory=True, record_shapes=keep is not None)
+        profiler = profile(activities=activities, profile_memory=True, record_shapes=keep is not None, acc_events=True)
         with _quietly(profiler) as seen:
             gradients = _step(training, variant)
         if is_cuda and keep:

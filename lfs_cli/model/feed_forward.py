@@ -35,7 +35,8 @@ class _SiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x.sigmoid().mul_(x)
+        y = x.sigmoid().mul_(x)
+        return y.view_as(y)  # for torch 2.11, whose compiler takes the gradient of what was changed in place for zero
 
     @staticmethod
     @once_differentiable

@@ -146,7 +146,7 @@ class _Softmax(torch.autograd.Function):
         y.div_(y.sum(dim, keepdim=True))
         ctx.dim = dim
         ctx.save_for_backward(y)
-        return y
+        return y.view_as(y)  # for torch 2.11, whose compiler takes the gradient of what was changed in place for zero
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -386,8 +386,11 @@ def test_documents_and_a_cache_do_not_go_together() -> None:
 
 
 def test_the_training_golden() -> None:
-    """Ten losses of a tiny model on fixed tokens: a change of any definition shows here."""
-    model, text = build(kv_heads=2), tokens(4, 17, seed=3)[:, :17]
+    """Ten losses of a tiny model on fixed tokens: a change of any definition shows here, and none of torch's draws."""
+    model, text = build(kv_heads=2), (torch.arange(68) ** 2 % 50).view(4, 17)
+    for number, weight in enumerate(weight for weight in model.parameters() if weight.ndim > 1):
+        waves = (0.7 * torch.arange(weight.numel()) + number).sin().view_as(weight)
+        weight.data = waves * (1 if number == 0 else (4 / sum(weight.shape)) ** 0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = []
     for _ in range(10):
@@ -398,7 +401,7 @@ def test_the_training_golden() -> None:
         losses.append(loss.item())
 
     assert losses == pytest.approx(
-        [4.1706, 3.8475, 3.5822, 3.3491, 3.1228, 2.8983, 2.6777, 2.4638, 2.2754, 2.1668], abs=1e-4
+        [4.2109, 3.8872, 3.7914, 3.5258, 3.3440, 3.1933, 3.0772, 3.1285, 3.0106, 2.8513], abs=1e-4
     )
 
 

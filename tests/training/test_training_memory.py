@@ -44,7 +44,7 @@ def allocated(config: TrainConfig, dtype: torch.dtype) -> int:
 
     step()
     model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         step()
     held = peak = 0
     for event in seen.profiler.kineto_results.events():
