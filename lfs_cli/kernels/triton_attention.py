@@ -86,7 +86,8 @@ class Tile(NamedTuple):
 #     16, 4, 512, 128      float32            0.474   0.838       2.63    3.30        3.07    3.30
 #
 # dq and dk and dv each within the whole backward pass, the other one as it was. Some of these keep up to 72 bytes of a
-# thread outside of registers (Triton 3.9), and are the fastest all the same.
+# thread outside of registers (Triton 3.9; with 3.6, by which they were timed, up to 640 of dk and dv at 128 channels),
+# and are the fastest all the same.
 #
 # Those for 8.x and others have not been timed on any GPU: they are tiles for which ptxas (of Triton 3.9.0) reports no
 # spills (float32 on 8.0: up to 24 bytes), and whose shared memory fits the 99 KiB of the smaller GPUs. float32 runs on

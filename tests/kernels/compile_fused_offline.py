@@ -58,7 +58,7 @@ def cases(dtype: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         constants = {"BLOCK_V": linear_cross_entropy.BLOCK_V, "WRITES_GRADIENT": True, **softcap}
         name = "loss and gradient" + ("" if softcap else " with a soft cap")
         yield name, linear_cross_entropy._loss_and_gradient, constants, linear_cross_entropy.WARPS
-    for C in (512, 768, 2048, 8192):
+    for C in (512, 768, 2048, 5120):
         for pointers in ({}, {"residual_ptr": None, "h_ptr": None}):
             block_r, block_c, warps = rms_norm._blocks(C, numbers=16)
             constants = {"C": C, "BLOCK_R": block_r, "BLOCK_C": block_c, **pointers}
