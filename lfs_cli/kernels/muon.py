@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from operator import is_
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -211,6 +212,17 @@ class _Stack:
         return [x.view(self.short, self.long) for x in wide] + [x.view(self.long, self.short).mT for x in tall]
 
 
+class _Rule(NamedTuple):
+    """What a step does: `MuonTensors.step` has the arguments. The rate is of a matrix of so many rows and columns."""
+
+    iterate: Callable[[Tensor], Tensor]
+    rate: Callable[[int, int], float]
+    momentum: float
+    nesterov: bool
+    keep: float
+    scale: Tensor | None
+
+
 class MuonTensors:
     """Weights and what Muon remembers of them: lists of one length, of tensors of one shape each.
 
@@ -289,20 +301,12 @@ class MuonTensors:
             raise ValueError("gradients and weights differ in number or shape")
         step = _reference_step if unavailable(self, gradients) else MuonTensors._launch
         rate = lambda rows, columns: float(lr * size(rows, columns))  # noqa: E731  a whole number would be compiled in
-        step(self, gradients, iterate, rate, float(momentum), nesterov, 1.0 - lr * weight_decay, scale)
+        step(self, gradients, _Rule(iterate, rate, float(momentum), nesterov, 1.0 - lr * weight_decay, scale))
 
-    def _launch(
-        self,
-        gradients: Sequence[Tensor],
-        iterate: Callable[[Tensor], Tensor],
-        rate: Callable[[int, int], float],
-        momentum: float,
-        nesterov: bool,
-        keep: float,
-        scale: Tensor | None,
-    ) -> None:
+    def _launch(self, gradients: Sequence[Tensor], rule: _Rule) -> None:
         if not self.stacks:
             return
+        iterate, rate, momentum, nesterov, keep, scale = rule
         device = self.weights[0].device
         gradients = [gradient.contiguous() for gradient in gradients]
         weights_table, running_table, gradients_table = self._on_device(gradients, device)
@@ -398,17 +402,9 @@ def _errors(device: torch.device, stack_type: torch.dtype, is_nesterov: bool, is
     return moved + [error / LARGEST_ERROR[torch.float32] for error in relative_errors(ours.running, exact.running)]
 
 
-def _reference_step(
-    tensors: MuonTensors,
-    gradients: Sequence[Tensor],
-    iterate: Callable[[Tensor], Tensor],
-    rate: Callable[[int, int], float],
-    momentum: float,
-    nesterov: bool,
-    keep: float,
-    scale: Tensor | None,
-) -> None:
+def _reference_step(tensors: MuonTensors, gradients: Sequence[Tensor], rule: _Rule) -> None:
     """The definition, in the type of the running gradients."""
+    iterate, rate, momentum, nesterov, keep, scale = rule
     directions = []
     for running, gradient in zip(tensors.running, gradients, strict=True):
         g = gradient.to(running.dtype) * (1 if scale is None else scale)

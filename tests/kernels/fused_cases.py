@@ -1,7 +1,9 @@
 """What the tests of fused kernels share: which types there are, and how a result is judged."""
 
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -41,6 +43,19 @@ def assert_near(ours: Sequence[Tensor], exact: Sequence[Tensor], roundings: floa
         allowed = roundings * torch.finfo(mine.dtype).eps * max(1.0, float(right.abs().max()))
         error = float((mine.double() - right.double()).abs().max())
         assert error <= allowed, f"result {number}: largest error {error:.2e} exceeds {allowed:.2e}"
+
+
+@contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Within the block, an error for what waits for the GPU, which is behind meanwhile."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch calls this mode a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def stand_in(module: Any, monkeypatch: pytest.MonkeyPatch, forward: Callable[..., Any]) -> list[str]:

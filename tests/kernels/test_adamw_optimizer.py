@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, randn
+from fused_cases import DTYPES, HAS_KERNELS, assert_near, randn, waiting_refused
 from torch import nn
 
 from lfs_cli.kernels import adamw as module
@@ -322,13 +322,7 @@ def test_no_step_of_the_kernel_waits_for_the_gpu() -> None:
     for weight in twin.param_groups[0]["params"]:
         weight.grad = torch.zeros_like(weight)
     twin.step()  # compiles and checks itself
-    torch.cuda.synchronize()
-    torch.cuda._sleep(200_000_000)  # the GPU falls behind
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch calls this mode a prototype
-            torch.cuda.set_sync_debug_mode("error")
+    with waiting_refused():
         steps(ours, optimizer)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
     assert_near([x.detach() for x in ours], [x.detach() for x in right], 128)

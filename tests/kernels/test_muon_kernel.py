@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, randn
+from fused_cases import DTYPES, HAS_KERNELS, assert_near, randn, waiting_refused
 from torch import Tensor, nn
 
 from lfs_cli.kernels import muon as module
@@ -393,14 +393,8 @@ def test_no_step_of_the_kernels_waits_for_the_gpu() -> None:
             optimizer.step(scale=scale)
 
     scale = torch.tensor(0.5, device="cuda")
-    torch.cuda.synchronize()
-    torch.cuda._sleep(200_000_000)  # the GPU falls behind
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch calls this mode a prototype
-            torch.cuda.set_sync_debug_mode("error")
+    with waiting_refused():
         steps(ours, optimizer)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     steps(right, other)  # multiplies the gradients where they lie
 
     assert_equal_but_for_rounding(case)
