@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfs_cli.kernels.embedding import look_up
 from lfs_cli.kernels.operation import compute_dtype, on_gpu
 
 
@@ -67,11 +68,16 @@ def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
 
 def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Return what each of several layers makes of the same ``x``, (..., all their channels out), side by side."""
+    return x @ stacked_matrix(x, layers).T
+
+
+def stacked_matrix(x: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """Return the matrices of several layers, one below the other, in the type that ``x`` is multiplied in."""
     matrix = cast_before(x, layers)
     if matrix is None:
         dtype = compute_dtype(x)
         matrix = torch.cat([layer.weight.to(dtype) for layer in layers])
-    return x @ matrix.T
+    return matrix
 
 
 def cast_before(x: Tensor, layers: Sequence[Linear]) -> Tensor | None:
@@ -120,6 +126,17 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         # index_select, since its backward (index_add) is faster than that of weight[tokens] on a CPU
         return self.weight.index_select(0, tokens.reshape(-1)).view(*tokens.shape, self.weight.shape[1])
+
+
+def look_up_together(tokens: Tensor, tables: Sequence[Embedding], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """Return what each of several tables has for the same tokens, in these types: (..., its width) each.
+
+    On a GPU in training by kernels, whose gradients of all tables need the tokens in order once. What torch.compile
+    traces makes kernels of its own.
+    """
+    if tables and pays_to_stack(tables[0].weight) and not torch.compiler.is_compiling():
+        return look_up(tokens, [table.weight for table in tables], dtypes)
+    return [table(tokens).to(dtype) for table, dtype in zip(tables, dtypes, strict=True)]
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:

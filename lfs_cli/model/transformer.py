@@ -39,7 +39,7 @@ from lfs_cli.model.attention import Attention, resolve_attention
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.checkpointing import checkpointed
 from lfs_cli.model.feed_forward import FEED_FORWARDS
-from lfs_cli.model.layers import Embedding, Linear
+from lfs_cli.model.layers import Embedding, Linear, look_up_together
 from lfs_cli.model.norm import NORMS
 from lfs_cli.model.rope import RotaryEmbedding
 
@@ -158,12 +158,13 @@ class Transformer(nn.Module):
         start, T = cache.length if cache else 0, tokens_BT.shape[-1]
         if start + T > self.config.context_length:
             raise ValueError(f"{start + T} tokens are more than the model's context of {self.config.context_length}")
-        x_BTC = self.embedding(tokens_BT)
-        if self.config.residual_dtype == "compute":
-            x_BTC = x_BTC.to(compute_dtype(x_BTC))
+        weight_VC = self.embedding.weight
+        stream = weight_VC.dtype if self.config.residual_dtype == "float32" else compute_dtype(weight_VC)
+        tables = [self.embedding, *self.value_embeddings]
+        dtypes = [stream] + [compute_dtype(weight_VC)] * len(self.value_embeddings)
+        x_BTC, *values = look_up_together(tokens_BT, tables, dtypes)
         if self.embedding_norm is not None:
             x_BTC = self.embedding_norm(x_BTC)
-        values = [table(tokens_BT) for table in self.value_embeddings]
         embedding_BTC = None
         if self.config.embedding_skip:  # two inputs that are one would make of the first block another kind to compile
             embedding_BTC = x_BTC if call is None else x_BTC.clone()

@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lfs_cli.kernels import adamw, linear_cross_entropy, muon, rms_norm, rope, swiglu
+from lfs_cli.kernels import adamw, embedding, linear_cross_entropy, muon, rms_norm, rope, swiglu
 
 TYPES = {  # of what is not in the type of the model
     "targets_ptr": "*i64",
@@ -44,11 +44,16 @@ TYPES = {  # of what is not in the type of the model
     "tensor_of_ptr": "*i32",
     "block_of_ptr": "*i64",
     "running_ptr": "*i64",
+    "tokens_ptr": "*i64",
+    "sorted_ptr": "*i32",
+    "order_ptr": "*i64",
+    "dw_ptr": "*fp32",
+    "parts_ptr": "*fp32",
     "sums_ptr": "*fp32",
 }
 NUMBERS = {"softcap", "z_loss", "epsilon", "lr", "mean_gain", "beta2", "square_gain", "eps", "keep"}
 NUMBERS |= {"mean_correction", "square_correction", "momentum", "wide_rate", "tall_rate"}
-WHOLE = {"stride", "N", "short", "long", "numbers"}
+WHOLE = {"stride", "N", "C", "short", "long", "numbers"}
 """Whole numbers that are multiples of 16."""
 
 
@@ -86,6 +91,10 @@ def cases(dtype: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         yield f"muon before {len(pointers)}", muon._prepare, {"NESTEROV": True, **constants, **pointers}, 8
     yield "muon norm", muon._normalize, {"SUMS": muon.SUMS, "BLOCK": muon.BLOCK}, 8
     yield "muon after", muon._apply, constants, 8
+    constants = {"CHUNK": embedding.CHUNK, "BLOCK_C": embedding.MOST_CHANNELS}
+    yield "embedding", embedding._look_up, {"BLOCK_N": embedding.CHUNK, "BLOCK_C": embedding.MOST_CHANNELS}, 4
+    yield "embedding runs", embedding._sum_runs, constants, 4
+    yield "embedding joined", embedding._join_runs, {**constants, "JOINED": embedding.JOINED}, 4
 
 
 def source(kernel: Any, pointer: str, constants: dict[str, Any]) -> ASTSource:
