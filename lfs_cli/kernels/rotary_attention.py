@@ -4,17 +4,19 @@ Sources: those of `rope.py` and `flash_attention.py`, whose kernels these are; h
 
 Math, with qkv the H query heads, G key heads and G value heads that one product with stacked weights makes:
 
-    q', k' = turned(norm(q)), turned(norm(k))          o, L = attention(q', k', v)
-    dq', dk', dv = attention's gradients               dqkv = [back(dq'), back(dk'), dv]
+    q', k' = turned(norm(q)), turned(norm(k))          o, L = attention(q', k', v')         v' = v, or v + added
+    dq', dk', dv' = attention's gradients              dqkv = [back(dq'), back(dk'), dv']   dadded = dv'
 
 Memory:   saves qkv, q', k', o and L: no more than the two operations save by themselves, as v is a part of qkv. With
-          norm weights backward reads q and k in it.
+          norm weights backward reads q and k in it. Where something is added to values, v' is saved too.
 Layout:   forward reads qkv where it lies. Backward writes dq', dk' and dv into dqkv, each where it belongs, and then
           turns the first two in place. Without a norm, the kernels for Hopper GPUs turn both where they round them.
 Traffic:  saves putting dq, dk and dv together, which reads and writes as much as there is of qkv: 0.07 ms for a layer
           of gpt2_small.json, see `rope.py`.
 Measured: one H200, 2026-11-29, a compiled step of gpt2_small.json under the profiler: 1.14 of 54.3 ms less, of which
-          0.84 for stacking gradients and 0.30 for turning dq where it is rounded.
+          0.84 for stacking gradients and 0.30 for turning dq where it is rounded. A step of speedrun.json, whose 8
+          layers add to their values: 40.8 ms (2026-11-30), and 43.7 the day before, by separate operations; up to 0.4
+          ms of that are Muon's.
 Short:    where `short_attention.py` can run and there is no norm, one kernel turns and attends, and one goes all the
           way back. Then q' and k' are nowhere in memory, and qkv, o and L are what is saved. Shapes alone decide that,
           so that a trace of torch.compile decides as the call does; a kernel that fails its self-check is replaced
@@ -44,6 +46,7 @@ def rotary_attention(
     *,
     heads: int,
     kv_heads: int,
+    added_BTGD: Tensor | None = None,
     epsilon: float = 1e-5,
     causal: bool = True,
     window: int | None = None,
@@ -63,6 +66,7 @@ def rotary_attention(
         k_weight: (D,); given when ``q_weight`` is.
         heads: H.
         kv_heads: G, which divides H.
+        added_BTGD: (B, T, G, D). Added to the values; None for nothing.
         epsilon: Of the norm.
         causal: As in `flash_attention`, like all that follow.
         window: How far a query sees.
@@ -84,16 +88,19 @@ def rotary_attention(
     turn = cos, sin, q_weight, k_weight
     rope.check(q_BTHD, k_BTGD, *turn)
     mask = {"causal": causal, "window": window, "documents": documents}
-    has_norm = q_weight is not None
-    if not_short(q_BTHD, k_BTGD, v_BTGD, **mask, has_norm=has_norm, implementation=implementation) is None:
+    if added_BTGD is not None and added_BTGD.shape != v_BTGD.shape:
+        raise ValueError(f"expected {tuple(v_BTGD.shape)} to add to values, got {tuple(added_BTGD.shape)}")
+    more = {"has_norm": q_weight is not None, "adds_values": added_BTGD is not None, "implementation": implementation}
+    if not_short(q_BTHD, k_BTGD, v_BTGD, **mask, **more) is None:
         *_, deterministic, _ = checked_options(q_BTHD, k_BTGD, causal, None, None, None, None, None, implementation)
         scale = q_BTHD.shape[3] ** -0.5
         return _ShortAttention.apply(qkv_BTMD, heads, cos, sin, scale, deterministic, implementation)
     if rope.unavailable(q_BTHD, k_BTGD):
         q_BTHD, k_BTGD = rope.qk_norm_rope(q_BTHD, k_BTGD, *turn, epsilon=epsilon)
+        v_BTGD = v_BTGD if added_BTGD is None else v_BTGD + added_BTGD.to(v_BTGD.dtype)
         return flash_attention(q_BTHD, k_BTGD, v_BTGD, **mask, implementation=implementation)
     options = checked_options(q_BTHD, k_BTGD, causal, None, window, None, documents, None, implementation)
-    return _RotaryAttention.apply(qkv_BTMD, heads, *turn, epsilon, *options)
+    return _RotaryAttention.apply(qkv_BTMD, heads, added_BTGD, *turn, epsilon, *options)
 
 
 def not_short(
@@ -105,17 +112,20 @@ def not_short(
     window: int | None = None,
     documents: Tensor | None = None,
     has_norm: bool = False,
+    adds_values: bool = False,
     implementation: str = "auto",
 ) -> str | None:
     """Say why the kernels for short sequences do not turn and attend to such heads, or None when they do.
 
     Looks at types, shapes and the device, so the tensors may be fake. The arguments are those of `rotary_attention`,
-    and whether there are norm weights.
+    and whether there are norm weights and something is added to values.
     """
     if implementation not in ("auto", "hopper"):
         return "another kernel is asked for by name"
     if has_norm:
         return "it has no QK-norm"
+    if adds_values:
+        return "it adds nothing to values"
     mask = {"causal": causal, "window": window, "documents": documents}
     return short_attention.unavailable_reason(q_BTHD, k_BTGD, v_BTGD, **mask)
 
@@ -126,6 +136,7 @@ class _RotaryAttention(torch.autograd.Function):
         ctx: Any,
         qkv_BTMD: Tensor,
         heads: int,
+        added_BTGD: Tensor | None,
         cos: Tensor,
         sin: Tensor,
         q_weight: Tensor | None,
@@ -135,12 +146,16 @@ class _RotaryAttention(torch.autograd.Function):
         *options: Any,
     ) -> Tensor:
         q_BTHD, k_BTGD, v_BTGD = unpacked(qkv_BTMD, heads)
+        sum_BTGD = None
+        if added_BTGD is not None:
+            v_BTGD = sum_BTGD = v_BTGD + added_BTGD.to(v_BTGD.dtype)
         turn = cos, sin, q_weight, k_weight
         # As operations, so that checkpointing knows what it keeps
         q_BTHD, k_BTGD = torch.ops.lfs.qk_norm_rope.default(q_BTHD, k_BTGD, *turn, epsilon)
         o_BTHD, L_BHT = torch.ops.lfs.flash_attention.default(q_BTHD, k_BTGD, v_BTGD, spans_2BT, *options)
-        ctx.save_for_backward(qkv_BTMD, q_BTHD, k_BTGD, o_BTHD, L_BHT, *turn, spans_2BT)
+        ctx.save_for_backward(qkv_BTMD, q_BTHD, k_BTGD, sum_BTGD, o_BTHD, L_BHT, *turn, spans_2BT)
         ctx.epsilon, ctx.options = epsilon, options
+        ctx.added_type = None if added_BTGD is None else added_BTGD.dtype
         return o_BTHD
 
     @staticmethod
@@ -151,7 +166,10 @@ class _RotaryAttention(torch.autograd.Function):
         dqkv_BTMD, dweights = _backward_operation(*gradients, *tensors, ctx.epsilon, spans_2BT, *ctx.options)
         q_weight = tensors[-2]
         dq_weight, dk_weight = (None, None) if q_weight is None else dweights.to(q_weight.dtype)
-        return dqkv_BTMD, None, None, None, dq_weight, dk_weight, None, None, *(None for _ in ctx.options)
+        dadded = None
+        if ctx.added_type is not None:
+            dadded = unpacked(dqkv_BTMD, tensors[1].shape[2])[2].to(ctx.added_type)
+        return dqkv_BTMD, None, dadded, None, None, dq_weight, dk_weight, None, None, *(None for _ in ctx.options)
 
 
 @operation("rotary_attention_backward")
@@ -160,6 +178,7 @@ def _backward_operation(
     qkv_BTMD: Tensor,
     q_BTHD: Tensor,
     k_BTGD: Tensor,
+    sum_BTGD: Tensor | None,
     o_BTHD: Tensor,
     L_BHT: Tensor,
     cos: Tensor,
@@ -175,11 +194,14 @@ def _backward_operation(
     deterministic: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of all M heads in one contiguous tensor, and of both norm weights, (2, D), float32."""
+    """Return the gradient of all M heads in one contiguous tensor, and of both norm weights, (2, D), float32.
+
+    Values are those in qkv, or the sums of them and of what was added.
+    """
     options = (spans_2BT, causal, scale, window, softcap, deterministic, implementation)
     dqkv_BTMD = torch.empty(qkv_BTMD.shape, dtype=qkv_BTMD.dtype, device=qkv_BTMD.device)
     (q_in, k_in, v_BTGD), (dq, dk, dv) = (unpacked(x, q_BTHD.shape[2]) for x in (qkv_BTMD, dqkv_BTMD))
-    tensors = do_BTHD, q_BTHD, k_BTGD, v_BTGD, o_BTHD, L_BHT
+    tensors = do_BTHD, q_BTHD, k_BTGD, v_BTGD if sum_BTGD is None else sum_BTGD, o_BTHD, L_BHT
     if q_weight is None:
         run_backward(*tensors, *options, turn=(cos, sin), dq=dq, dk=dk, dv=dv)
         return dqkv_BTMD, dq.new_zeros((2, dq.shape[3]), dtype=torch.float32)

@@ -48,7 +48,7 @@ from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.kernels.rotary_attention import not_short, rotary_attention
 from lfs_cli.kernels.short_attention import HEAD_DIM as SHORT_HEAD_DIM
 from lfs_cli.model.cache import KVCache
-from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked
+from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked_matrix
 from lfs_cli.model.norm import RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.registry import Registry
@@ -381,10 +381,10 @@ class Attention(nn.Module):
         """
         x_BTC = x.reshape(-1, *x.shape[-2:])
         mask = self.mask if documents is None else {**self.mask, "documents": documents}
-        if positions is None and cache is None and (value_BTC is None or self.value_mix is None):
+        if positions is None and cache is None:
             kernel = self._kernel_of_all(x_BTC)
             if kernel is not None:
-                return self.output(self._attend_packed(x_BTC, mask, kernel).flatten(-2)).view(x.shape)
+                return self.output(self._attend_packed(x_BTC, value_BTC, mask, kernel).flatten(-2)).view(x.shape)
         q_BTHD, k_BTGD, v_BTGD = (
             channels.unflatten(-1, (-1, self.head_dim))
             for channels in multiply_together(x_BTC, (self.query, self.key, self.value))
@@ -413,15 +413,21 @@ class Attention(nn.Module):
             return None
         return _KERNELS.get(self._backend_for(x_BTC, compute_dtype(x_BTC)))
 
-    def _attend_packed(self, x_BTC: Tensor, mask: dict[str, Any], kernel: str) -> Tensor:
+    def _attend_packed(self, x_BTC: Tensor, value_BTC: Tensor | None, mask: dict[str, Any], kernel: str) -> Tensor:
         """Return (B, T, H, D): all before the last product. The gradients of q, k and v come back in one tensor."""
         assert self.rope is not None  # `_kernel_of_all`
-        qkv_BTC = stacked(x_BTC, (self.query, self.key, self.value))
+        matrix, added_BTGD = stacked_matrix(x_BTC, (self.query, self.key, self.value)), None
+        if self.value_mix is not None and value_BTC is not None:
+            own, other = self.value_mix.to(matrix.dtype)
+            qk, v = matrix.tensor_split([-len(self.value.weight)])
+            matrix = torch.cat([qk, own * v])  # a share of the values is that of their matrix, and costs nothing there
+            added_BTGD = (other * value_BTC.to(matrix.dtype)).unflatten(-1, (-1, self.head_dim))
+        qkv_BTC = x_BTC @ matrix.T
         weights = (None if norm is None else norm.weight for norm in (self.query_norm, self.key_norm))
         heads, kv_heads = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
         turn = (*self.rope.tables(0, x_BTC.shape[1]), *weights)
-        shape = {"heads": heads, "kv_heads": kv_heads}
-        return rotary_attention(qkv_BTC, *turn, **shape, epsilon=self.epsilon, implementation=kernel, **mask)
+        how = {"heads": heads, "kv_heads": kv_heads, "added_BTGD": added_BTGD, "epsilon": self.epsilon}
+        return rotary_attention(qkv_BTC, *turn, **how, implementation=kernel, **mask)
 
     def _turned(self, q_BTHD: Tensor, k_BTGD: Tensor, positions: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Normalize queries and keys, and turn them by their positions, as far as this layer does either."""

@@ -25,7 +25,7 @@ from lfs_cli.config import ModelConfig
 from lfs_cli.kernels import flash_attention as flash
 from lfs_cli.kernels import hopper_attention, reference_attention, short_attention, triton_attention
 from lfs_cli.kernels.flash_attention import flash_attention
-from lfs_cli.kernels.operation import as_on_gpu
+from lfs_cli.kernels.operation import as_on_gpu, as_written
 from lfs_cli.kernels.reference_attention import document_spans
 from lfs_cli.kernels.reference_attention import reference_attention as attend_by_definition
 from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
@@ -105,6 +105,40 @@ def test_it_is_the_two_operations_to_the_bit(options, norm, implementation, devi
     how |= {**options, "implementation": implementation}
     for ours, theirs in zip(run(together, inputs, **how), run(separately, inputs, **how), strict=True):
         assert torch.equal(ours, theirs)
+
+
+ADDED = [{}, {"window": 5}, {"documents": (0, 9, 21, 30)}]
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["rope", "norm and rope"])
+@pytest.mark.parametrize("options", ADDED, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_added_to_values_is_part_of_them(shape, dtype, options, norm, device, poisoned) -> None:
+    B, T, _, G, D = shape
+    inputs, how = draw(shape, dtype, device, norm=norm)
+    if "documents" in options:
+        options = {"documents": torch.tensor([0, B * T // 2, B * T], device=device)}
+    how |= options
+    inputs.insert(1, randn(B, T, G, D, dtype=dtype, device=device, seed=5))
+
+    def with_added(function: Callable, qkv: Tensor, added: Tensor, *weights: Tensor, **how: Any) -> Tensor:
+        if function is together:
+            return together(qkv, *weights, added_BTGD=added, **how)
+        rest, values = qkv.tensor_split([-G * D], 2)
+        return function(torch.cat([rest, values + added.flatten(2)], 2), *weights, **how)
+
+    ours = run(partial(with_added, together), inputs, **how)
+    angles = {name: how.pop(name).double() for name in ("cos", "sin")}
+    exact = run(partial(with_added, by_definition), [x.double() for x in inputs], **angles, **how)
+    assert ours[2].dtype == dtype
+    assert_near([x.to(dtype) for x in ours], exact, 20)  # sums are larger than their parts
+
+
+def test_what_is_added_must_fit_the_values(device) -> None:
+    (qkv, *weights), how = draw(SHAPE, torch.float32, device)
+    with pytest.raises(ValueError, match="to add to values"):
+        together(qkv, *weights, added_BTGD=torch.zeros(2, 21, 4, 16, device=device), **how)
 
 
 def test_heads_need_not_be_side_by_side(device) -> None:
@@ -199,7 +233,8 @@ def test_the_operation_keeps_the_rules_of_torch(norm, implementation, device) ->
     (qkv, *weights), how = draw(SHAPE, torch.float32, device, norm=norm)
     B, T, H, G, D = SHAPE
     q, k, o = (randn(B, T, n, D, dtype=torch.float32, device=device, seed=n) for n in (H, G, H))
-    heads = (o, qkv.view(B, T, H + 2 * G, D), q, k, o, randn(B, H, T, dtype=torch.float32, device=device))
+    v = randn(B, T, G, D, dtype=torch.float32, device=device, seed=9) if norm else None
+    heads = (o, qkv.view(B, T, H + 2 * G, D), q, k, v, o, randn(B, H, T, dtype=torch.float32, device=device))
     spans = document_spans(torch.tensor([0, 9, 42], device=device), B, T)
     turn = (how["cos"], how["sin"], *(weights or (None, None)), 1e-5)
     options = (spans, True, 0.3, 5, None, False, implementation)
@@ -522,6 +557,27 @@ def taken(
 @pytest.mark.parametrize("how", [{}, {"window": 3}, {"qk_norm": False}, {"mixes_values": True}], ids=str)
 def test_training_on_a_gpu_takes_it(how: dict) -> None:
     assert "lfs::rotary_attention_backward" in taken(how)
+    assert "lfs::rotary_attention_backward" in taken(how, lambda: {"value_BTC": torch.ones(2, T, 16)})
+
+
+@only_with_kernels
+def test_a_mixed_layer_in_training_is_that_of_its_definition(device: str) -> None:
+    attention = layer(mixes_values=True).to(device)
+    assert attention.value_mix is not None
+    attention.value_mix.data = torch.tensor([0.7, -0.3])
+    inputs = [randn(2, T, width, dtype=torch.float32, device=device, seed=width) for width in (C, C // 2)]
+
+    def layer_of(x: Tensor, value_BTC: Tensor, *weights: Tensor) -> Tensor:
+        named = dict(zip(dict(attention.named_parameters()), weights, strict=True))
+        return torch.func.functional_call(attention, named, (x,), {"value_BTC": value_BTC})
+
+    leaves = [*inputs, *(weight.detach() for weight in attention.parameters())]
+    with as_written():
+        plain = differentiate(layer_of, leaves)
+    with as_on_gpu(is_compiled=False):
+        fused = differentiate(layer_of, leaves)
+    for ours, right in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -540,7 +596,6 @@ def test_training_on_short_sequences_on_a_hopper_gpu_takes_the_kernels_for_them(
 ELSEWHERE = {
     "no rotation": ({"rope": None}, dict),
     "standard attention": ({"backend": "standard"}, dict),
-    "values mixed": ({"mixes_values": True}, lambda: {"value_BTC": torch.ones(2, T, 16)}),
     "given positions": ({}, lambda: {"positions": torch.arange(T)}),
     "a cache": ({}, lambda: {"cache": KVCache(ModelConfig(width=C, heads=4, kv_heads=2, layers=1), 2, T + 1)}),
 }
