@@ -10,7 +10,7 @@ Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv:19
 import torch
 from torch import Tensor, nn
 
-from lfs_cli.kernels.operation import as_compiled
+from lfs_cli.kernels.operation import as_compiled, on_gpu
 from lfs_cli.kernels.rms_norm import rms_norm
 from lfs_cli.registry import Registry
 
@@ -32,7 +32,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if as_compiled():  # which keeps what this kernel keeps, x, and not each step
+        # What torch.compile traces makes a kernel of its own, together with what stands before and behind
+        if as_compiled() or (on_gpu(x) and not torch.compiler.is_compiling()):
             return rms_norm(x, self.weight, self.epsilon)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)

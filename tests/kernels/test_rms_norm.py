@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
+from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn, stand_in
 
 from lfs_cli.kernels import rms_norm as module
 from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
@@ -99,3 +99,34 @@ def test_what_cannot_work_is_refused_and_what_has_no_kernel_says_so() -> None:
         add_rms_norm(torch.ones(2, 3), torch.ones(3), torch.ones(3))
     assert module.unavailable(torch.ones(1, dtype=torch.float64), torch.ones(1))
     assert (module.unavailable(torch.ones(1, 9000), torch.ones(9000)) or "").startswith("it ")
+
+
+BROKEN = {
+    "a wrong result": ("_launch_forward", lambda x, r, w, *how: module._reference_forward(x, r, 1.01 * w, *how)),
+    "not a number": ("_launch_forward", lambda x, r, w, *how: module._reference_forward(x, r, w / 0, *how)),
+    "a lost gradient": ("_launch_backward", lambda dy, dh, *how: module._reference_backward(dy, None, *how)),
+    "no kernel": ("_launch_backward", lambda *inputs: [][0]),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_kernels_that_fail_their_check_are_passed_over_with_a_warning(
+    fault: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(module, monkeypatch, forward=module._reference_forward)
+    monkeypatch.setattr(module, *BROKEN[fault])
+    inputs = randn(9, 33, dtype=torch.float32, device=device), randn(33, dtype=torch.float32, device=device, seed=2)
+
+    with pytest.warns(RuntimeWarning, match=f"the RMSNorm kernel fails its self-check on {device}.* and is not used"):
+        ours = differentiate(rms_norm, inputs)
+
+    assert_near(ours, differentiate(reference_rms_norm, [x.double() for x in inputs]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernels_that_are_right_are_used_without_a_word(
+    dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = stand_in(module, monkeypatch, forward=module._reference_forward)
+    differentiate(rms_norm, [randn(9, 33, dtype=dtype, device=device), torch.ones(33, device=device)])
+    assert launched == ["forward", "backward"] * 2  # the check, then the call
