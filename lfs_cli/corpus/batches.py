@@ -3,14 +3,24 @@
     tokens    the  cat sat on
     targets   cat  sat on  the
 
-Training draws windows at random. Which ones is a pure function of (seed, step, row), computed with a counter-based
-generator instead of one that is carried along: to resume at step 500 is to ask for step 500, and each rank takes its
-rows of the one global batch without a word to the others.
+Training takes them in one of two orders:
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (Philox, the counter-based generator).
+    shuffled   every window once before any comes again; each reading has an order of its own, and begins elsewhere
+    random     drawn with replacement: when as many tokens were read as there are, 37 % of the text has not been seen
+
+Which ones is a pure function of (seed, step, row), computed with a counter-based generator instead of one that is
+carried along: to resume at step 500 is to ask for step 500, and each rank takes its rows of the one global batch
+without a word to the others. The order of a reading is not kept anywhere either: a Feistel network turns the number of
+a window in its reading into its place in the text. It permutes 2^n numbers, so what lies beyond the last window goes
+through it again, until it does not.
+
+Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (Philox, the counter-based generator).
+         Luby & Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", 1988 (the network);
+         Black & Rogaway, "Ciphers with arbitrary finite domains", 2002, section 4 (going through it again).
+         Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014, figure 17 (its function).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +29,9 @@ from torch import Tensor
 
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.errors import ConfigError, DataError
+
+ROUNDS = 6
+"""Of the Feistel network, an even number: more than the four that hide a permutation, as few windows have few bits."""
 
 COPIED_TOKENS = 1 << 24
 """Tokens that `BatchesOnDevice` copies at a time."""
@@ -32,6 +45,7 @@ class Batches:
         batch_size: Windows in one step, over all ranks.
         context_length: Tokens in a window (T).
         seed: Same seed, same windows.
+        order: `random` or `shuffled`.
         rank: Whose rows to return.
         ranks: Number of processes that share each batch.
 
@@ -41,7 +55,15 @@ class Batches:
     """
 
     def __init__(
-        self, tokens: Tokens, *, batch_size: int, context_length: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        tokens: Tokens,
+        *,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        order: str = "random",
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if batch_size % ranks:
             raise ConfigError(
@@ -52,21 +74,41 @@ class Batches:
         self.batch_size = batch_size
         self.context_length = context_length
         self.seed = seed
+        self.order = order
         self.rank = rank
         self.ranks = ranks
         self.starts = count_starts(tokens, context_length)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return this rank's rows of the batch of ``step``, drawn uniformly and with replacement.
+        """Return this rank's rows of the batch of ``step``, from 0.
 
         Returns:
             tokens_BT and targets_BT, int64 on the CPU, where B is ``batch_size / ranks``.
         """
+        return self.windows(self._share(self._shuffled(step) if self.order == "shuffled" else self._drawn(step)))
+
+    def _drawn(self, step: int) -> np.ndarray:
+        """Return where the windows of a batch start, (B,), drawn uniformly and with replacement."""
         generator = np.random.Philox(key=np.array([self.seed, step], dtype=np.uint64))
         # The remainder favours small starts by less than starts / 2^64. NumPy promises that these raw numbers never
         # change between its versions, which it does not for `Generator.integers`.
-        starts_B = generator.random_raw(self.batch_size) % np.uint64(self.starts)
-        return self.windows(self._share(starts_B))
+        return generator.random_raw(self.batch_size) % np.uint64(self.starts)
+
+    def _shuffled(self, step: int) -> np.ndarray:
+        """Return where the windows of a batch start, (B,), each once in a reading of the text."""
+        windows = max(1, self.starts // self.context_length)
+        room = self.starts - (windows - 1) * self.context_length  # for where the first one starts
+        first = step * self.batch_size
+        readings = range(first // windows, (first + self.batch_size - 1) // windows + 1)
+        starts: list[np.ndarray] = []
+        for reading in readings:
+            begin, end = max(first, reading * windows), min(first + self.batch_size, (reading + 1) * windows)
+            generator = np.random.Philox(key=np.array([self.seed, reading], dtype=np.uint64))
+            begins_at, *keys = generator.random_raw(1 + ROUNDS)
+            numbers = np.arange(begin - reading * windows, end - reading * windows, dtype=np.uint64)
+            places = permuted(numbers, windows, keys)
+            starts.append(begins_at % np.uint64(room) + places * np.uint64(self.context_length))
+        return np.concatenate(starts)
 
     def sequential(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield windows that do not overlap, in order: the same ones each time, for validation.
@@ -155,6 +197,39 @@ class BatchesAhead(Batches):
     def _read(self, step: int) -> tuple[Tensor, Tensor]:
         tokens_BT, targets_BT = super().at(step)
         return (tokens_BT.pin_memory(), targets_BT.pin_memory()) if self._pins else (tokens_BT, targets_BT)
+
+
+def permuted(numbers: np.ndarray, count: int, keys: Sequence[np.uint64]) -> np.ndarray:
+    """Return what a permutation of 0 to ``count`` - 1 makes of ``numbers``, another one for other ``keys``.
+
+    Args:
+        numbers: (N,), uint64, below ``count``.
+        count: How many numbers there are.
+        keys: One for each round of the network, of which there are an even number.
+
+    Returns:
+        (N,), uint64, below ``count``.
+    """
+    bits = max(2, (count - 1).bit_length())
+    halves = np.uint64(bits // 2), np.uint64(bits - bits // 2)
+    numbers = numbers.copy()
+    beyond = np.ones(len(numbers), dtype=bool)
+    while beyond.any():
+        (high, low), x = halves, numbers[beyond]
+        for key in keys:  # the lower half changes the upper one, and goes above it
+            left, right = x >> low, x & ((np.uint64(1) << low) - np.uint64(1))
+            x = right << high | (left ^ (_mixed(right ^ key) & ((np.uint64(1) << high) - np.uint64(1))))
+            high, low = low, high
+        numbers[beyond] = x
+        beyond = numbers >= count
+    return numbers
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Return numbers of which each bit depends on all of ``x``, (N,), uint64; products lose what is beyond 64 bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def sample_batch(

@@ -74,8 +74,10 @@ def resumed_config(
         ConfigError: When a change would break the run: the model, the data, the optimizers or what the batches are; or
             when the run names plugins that ``overrides`` do not.
     """
-    before = load_config(TrainConfig, run.config)
-    after = load_config(TrainConfig, run.config, overrides, options)
+    said = load_config(TrainConfig, run.config).data.model_fields_set
+    older = {} if "order" in said else {"data.order": "random"}  # the only one there was when such a run began
+    before = load_config(TrainConfig, run.config, options=older)
+    after = load_config(TrainConfig, run.config, overrides, {**older, **(options or {})})
     _refuse_plugins(run, after.plugins, overrides)
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]

@@ -9,11 +9,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfs_cli.corpus.batches import Batches, BatchesAhead, BatchesOnDevice, document_lengths, sample_batch
+from lfs_cli.corpus.batches import (
+    ROUNDS,
+    Batches,
+    BatchesAhead,
+    BatchesOnDevice,
+    document_lengths,
+    permuted,
+    sample_batch,
+)
 from lfs_cli.corpus.shards import Tokens, write_shards
 from lfs_cli.errors import ConfigError, DataError
 
 COUNTING = np.arange(1_000, dtype=np.uint16)
+ORDERS = ["random", "shuffled"]
+ORDER_OF_SEED_7 = [[772, 564, 436, 492], [140, 892, 364, 20], [143, 31, 167, 623]]
+
+
+@pytest.fixture(params=ORDERS)
+def order(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def batches(tokens=COUNTING, **options) -> Batches:
@@ -35,14 +50,19 @@ def test_the_windows_of_a_seed_never_change() -> None:
     assert first == [[452, 807, 984, 210], [445, 662, 215, 852], [64, 709, 940, 117]]
 
 
+def test_the_order_of_a_seed_never_changes() -> None:
+    first = [batches(seed=7, order="shuffled").at(step)[0][:, 0].tolist() for step in (0, 1, 1_000_000)]
+    assert first == ORDER_OF_SEED_7
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_windows_cut_on_the_device_are_the_same(
-    monkeypatch: pytest.MonkeyPatch, dtype: type[np.unsignedinteger], device: str
+    monkeypatch: pytest.MonkeyPatch, dtype: type[np.unsignedinteger], device: str, order: str
 ) -> None:
     monkeypatch.setattr("lfs_cli.corpus.batches.COPIED_TOKENS", 7)
     tokens = np.random.default_rng(0).integers(0, 65_536, 1_000).astype(dtype)  # also ids that int16 holds as negative
-    ours = batches(tokens, batch_size=6, seed=3)
+    ours = batches(tokens, batch_size=6, seed=3, order=order)
     fast = BatchesOnDevice(ours, torch.device(device))
     assert tokens.max() > 60_000
     assert BatchesOnDevice.bytes_of(ours.tokens) == tokens.nbytes
@@ -82,19 +102,19 @@ def test_the_next_batch_is_read_by_a_thread_meanwhile(monkeypatch: pytest.Monkey
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**63), step=st.integers(0, 2**40), rows=st.integers(1, 6), ranks=st.integers(1, 4))
-def test_ranks_together_see_the_batch_of_one(seed: int, step: int, rows: int, ranks: int) -> None:
-    options = {"batch_size": rows * ranks, "seed": seed}
+@given(st.integers(0, 2**63), st.integers(0, 2**40), st.integers(1, 6), st.integers(1, 4), st.sampled_from(ORDERS))
+def test_ranks_together_see_the_batch_of_one(seed: int, step: int, rows: int, ranks: int, order: str) -> None:
+    options = {"batch_size": rows * ranks, "seed": seed, "order": order}
     alone = batches(**options).at(step)
     shares = [batches(**options, rank=rank, ranks=ranks).at(step) for rank in range(ranks)]
     for whole, parts in zip(alone, zip(*shares, strict=True), strict=True):
         assert torch.equal(whole, torch.cat(parts))
 
 
-def test_any_step_can_be_asked_for_first() -> None:
-    going = batches()
+def test_any_step_can_be_asked_for_first(order: str) -> None:
+    going = batches(order=order)
     walked = [going.at(step)[0] for step in range(6)]
-    assert torch.equal(batches().at(5)[0], walked[5])
+    assert torch.equal(batches(order=order).at(5)[0], walked[5])
     assert len({tuple(tokens_BT[:, 0].tolist()) for tokens_BT in walked}) == 6
 
 
@@ -120,6 +140,57 @@ def test_all_windows_are_equally_likely(draw: str) -> None:
     assert (counts - expected).abs().max() < 5 * deviation
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
     assert abs(chi_square - (starts - 1)) < 5 * math.sqrt(2 * (starts - 1))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    length=st.integers(2, 300),
+    context_length=st.integers(1, 20),
+    batch_size=st.integers(1, 40),
+    reading=st.integers(0, 2**30),
+    seed=st.integers(0, 2**63),
+)
+def test_a_reading_has_every_window_once(length, context_length, batch_size, reading, seed) -> None:
+    context_length = min(context_length, length - 1)
+    options = {"batch_size": batch_size, "context_length": context_length, "seed": seed, "order": "shuffled"}
+    source = batches(COUNTING[:length], **options)
+    windows = max(1, (length - context_length) // context_length)
+    steps = range(reading * windows // batch_size, -(-(reading + 1) * windows // batch_size))
+    before = reading * windows - steps[0] * batch_size
+    rows = torch.cat([source.at(step)[0] for step in steps])[before : before + windows]
+    targets = torch.cat([source.at(step)[1] for step in steps])[before : before + windows]
+    assert torch.equal(targets, rows + 1)
+    seen = rows.flatten().sort().values
+    assert torch.equal(seen, seen[0] + torch.arange(windows * context_length))  # all side by side, and none twice
+
+
+def test_readings_differ_in_order_and_in_where_they_begin() -> None:
+    source = batches(COUNTING[:161], batch_size=19, order="shuffled")
+    orders = [source.at(reading)[0][:, 0] for reading in range(200)]
+    assert len({int(order[0]) for order in orders}) > 80
+    assert len({int(order.min()) for order in orders}) == 8 + 1  # each place that leaves room for 19 windows
+    places = torch.stack([(order - order.min()) // 8 for order in orders])
+    counts = torch.stack([places[:, row].bincount(minlength=19) for row in range(19)]).double()
+    chi_square = ((counts - 200 / 19) ** 2 / (200 / 19)).sum().item()
+    assert abs(chi_square - 18 * 18) < 5 * math.sqrt(2 * 18 * 18)  # all places are equally likely for all rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 5_000), seed=st.integers(0, 2**63))
+def test_a_permutation_is_one(count: int, seed: int) -> None:
+    keys = list(np.random.Philox(key=np.array([seed, 0], dtype=np.uint64)).random_raw(ROUNDS))
+    numbers = np.arange(count, dtype=np.uint64)
+    assert np.array_equal(np.sort(permuted(numbers, count, keys)), numbers)
+    assert np.array_equal(permuted(numbers[::-3], count, keys), permuted(numbers, count, keys)[::-3])
+
+
+def test_the_order_of_a_text_of_any_length_costs_no_memory() -> None:
+    keys = list(np.random.Philox(key=np.array([1, 2], dtype=np.uint64)).random_raw(ROUNDS))
+    numbers = np.array([0, 1, 2**40, 2**41 - 2], dtype=np.uint64)
+    places = permuted(numbers, 2**41 - 1, keys)
+    assert len(set(places.tolist())) == 4
+    assert places.max() < 2**41 - 1
+    assert np.abs(np.diff(places.astype(float))).min() > 2**30
 
 
 def test_rows_and_steps_are_independent() -> None:

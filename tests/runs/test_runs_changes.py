@@ -1,5 +1,6 @@
 """Which settings may change when a run goes on: each of them is classified, and each class is kept."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_everything_else_changes_with_a_note(tmp_path: Path) -> None:
 
 def test_nothing_changed_is_no_note(tmp_path: Path) -> None:
     assert resumed_config(written(tmp_path), ["steps=8"], {"max_time": None})[1] == []
+
+
+def test_a_run_from_before_there_was_an_order_goes_on_in_the_one_it_had(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    assert resumed_config(run)[0].data.order == "shuffled"
+    config = json.loads(run.config.read_text(encoding="utf-8"))
+    del config["data"]["order"]
+    run.config.write_text(json.dumps(config), encoding="utf-8")
+    config, notes = resumed_config(run, ["log_every=7"])
+    assert config.data.order == "random"
+    assert len(notes) == 1
+    with pytest.raises(ConfigError, match=r"`data\.order` cannot change when a run goes on: it was `random`"):
+        resumed_config(run, ["data.order=shuffled"])
 
 
 def weights_of(run: RunFolder) -> dict:
