@@ -29,6 +29,7 @@ from lfs_cli.benchmarks.measure import BENCHMARKS, Bench, Candidate, Row, descri
 from lfs_cli.benchmarks.optimizer import weight_shapes
 from lfs_cli.config import BenchConfig, KernelsBench
 from lfs_cli.kernels.adamw import AdamWTensors
+from lfs_cli.kernels.embedding import look_up, reference_look_up
 from lfs_cli.kernels.flash_attention import flash_attention, unpacked
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy
 from lfs_cli.kernels.operation import unavailable_reason
@@ -92,6 +93,23 @@ def _add_norm(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> C
     size = rows * asked.width
     inputs = [randn(rows, asked.width), randn(rows, asked.width), randn(asked.width)]
     return Case(add_rms_norm, plain, inputs, (4 * size, 4 * size))
+
+
+def _embedding(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+    size, dtype = rows * asked.width, randn(1).dtype
+    table = randn(asked.vocab_size, asked.width).detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    ranks = torch.arange(rows, 0, -1, device=table.device)
+    tokens = (asked.vocab_size / ranks**0.8).long() * 7_919 % asked.vocab_size  # as in a text, few are most of them
+
+    def ours(table: Tensor) -> Tensor:
+        return look_up(tokens, [table], [dtype])[0]
+
+    def plain(table: Tensor) -> Tensor:
+        return reference_look_up(tokens, table, table.dtype if table.dtype == torch.float64 else dtype)
+
+    item = dtype.itemsize
+    moved = (size * (4 + item), size * item + 4 * table.numel())
+    return Case(ours, plain, [table], (moved[0] // item, moved[1] // item))
 
 
 def _lengths(rows: int) -> tuple[int, int]:
@@ -189,6 +207,7 @@ KERNELS: dict[str, Build] = {
     "linear_cross_entropy": _loss,
     "linear_cross_entropy_softcap": partial(_loss, softcap=SOFTCAP),
     "linear_cross_entropy_z_loss": partial(_loss, z_loss=Z_LOSS),
+    "embedding": _embedding,
     "rms_norm": _norm,
     "add_rms_norm": _add_norm,
     "rope": _rope,

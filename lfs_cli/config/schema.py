@@ -32,6 +32,7 @@ KernelName = Literal[
     "linear_cross_entropy",
     "linear_cross_entropy_softcap",
     "linear_cross_entropy_z_loss",
+    "embedding",
     "rms_norm",
     "add_rms_norm",
     "rope",

@@ -13,9 +13,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from lfs_cli.kernels.embedding import look_up
 from lfs_cli.kernels.flash_attention import flash_attention
 from lfs_cli.kernels.linear_cross_entropy import HOPPER_VOCABULARIES, linear_cross_entropy
-from lfs_cli.kernels.rms_norm import add_rms_norm
+from lfs_cli.kernels.rms_norm import add_rms_norm, rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.kernels.rotary_attention import rotary_attention
 from lfs_cli.kernels.swiglu import swiglu
@@ -81,6 +82,8 @@ def main() -> None:
     for weights in ([], [drawn(64), drawn(64)]):
         attend = lambda qkv, *w: rotary_attention(qkv, cos, sin, *w, heads=4, kv_heads=2)  # noqa: E731  shorter so
         differentiate(f"turned attention, {len(weights)} weights", attend, drawn(2, 300, 8 * 64), *weights)
+    added = lambda qkv, added: rotary_attention(qkv, cos, sin, heads=4, kv_heads=2, added_BTGD=added)  # noqa: E731
+    differentiate("turned attention, added to values", added, drawn(2, 300, 8 * 64), drawn(2, 300, 2, 64))
     # On a Hopper GPU, gradients are turned where they are rounded
     for D, T, G in product((64, 128), (300, 512), (2, 1)):
         long = RotaryEmbedding(1e4, D, T)
@@ -93,6 +96,10 @@ def main() -> None:
         attend = lambda qkv, turn=turn: rotary_attention(qkv, *turn, heads=3, kv_heads=3)  # noqa: E731  shorter so
         differentiate(f"turned attention, T = {T}", attend, drawn(100 if ON_GPU else 1, T, 9 * 32))
     differentiate("SwiGLU", swiglu, drawn(300, 2 * 136))
+    differentiate("RMSNorm", rms_norm, drawn(300, 100), drawn(100))
+    tokens = torch.arange(700, device=DEVICE) ** 2 % 40 // 3  # runs within chunks and over many
+    look = lambda *tables: tuple(look_up(tokens, tables, [DTYPE] * 2))  # noqa: E731  shorter so
+    differentiate("embedding", look, drawn(40, 100).float(), drawn(40, 300).float())
     differentiate("sum, RMSNorm", add_rms_norm, drawn(300, 100), drawn(300, 100), drawn(100))
     for V in (1_000, HOPPER_VOCABULARIES[True].start + 1):
         targets = torch.arange(300, device=DEVICE) * 7 % V
