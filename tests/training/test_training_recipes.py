@@ -165,6 +165,7 @@ SPEEDRUN = {
     "model.width": 128,  # 64 channels a head, as the attention kernels for Hopper GPUs take them
     "model.heads": 2,
     "model.layers": 4,  # each of: with and without a window, with and without a table of values
+    "model.value_embeddings": 1,
     "model.window": 48,
     "model.window_pattern": "SL",
     "model.z_loss": 1e-3,
