@@ -271,8 +271,8 @@ class DataConfig(Settings):
     """`joined` reads on across the end of a document, `packed` lets attention see a token's own document only."""
 
     order: Literal["shuffled", "random"] = "shuffled"
-    """`shuffled` trains on every window of the text once before any comes again, `random` draws them with replacement,
-    as nanoGPT and CS336 do."""
+    """`shuffled` trains on every window of the text once before any comes again, but for a rest at the ends; `random`
+    draws them with replacement, as nanoGPT and CS336 do."""
 
     sample_bytes: Count = 6_000_000
     """Size in bytes of the built-in corpus, when `dataset` is `sample` and it has to be written."""

@@ -5,7 +5,8 @@
 
 Training takes them in one of two orders:
 
-    shuffled   every window once before any comes again; each reading has an order of its own, and begins elsewhere
+    shuffled   every window once before any comes again; each reading has an order of its own, and begins elsewhere,
+               for which less than two windows at the ends are left out, other ones each time
     random     drawn with replacement: when as many tokens were read as there are, 37 % of the text has not been seen
 
 Which ones is a pure function of (seed, step, row), computed with a counter-based generator instead of one that is
@@ -22,6 +23,7 @@ Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011 (Phi
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,8 +32,12 @@ from torch import Tensor
 from lfs_cli.corpus.shards import Tokens
 from lfs_cli.errors import ConfigError, DataError
 
-ROUNDS = 6
-"""Of the Feistel network, an even number: more than the four that hide a permutation, as few windows have few bits."""
+ROUNDS = {"few": 16, "many": 6}
+"""Of the Feistel network, an even number. Four hide a permutation of many numbers; with few, whose halves have two bits
+or three, it takes more until all orders are about equally likely."""
+
+FEW = 1_024
+"""Windows of a text that are few."""
 
 COPIED_TOKENS = 1 << 24
 """Tokens that `BatchesOnDevice` copies at a time."""
@@ -45,13 +51,14 @@ class Batches:
         batch_size: Windows in one step, over all ranks.
         context_length: Tokens in a window (T).
         seed: Same seed, same windows.
-        order: `random` or `shuffled`.
+        order: In which a step's windows come.
         rank: Whose rows to return.
         ranks: Number of processes that share each batch.
 
     Raises:
         ConfigError: When ``batch_size`` is not a multiple of ``ranks``.
         DataError: When the text is shorter than one window and its last target.
+        ValueError: For an order of another name.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class Batches:
         batch_size: int,
         context_length: int,
         seed: int,
-        order: str = "random",
+        order: Literal["shuffled", "random"] = "random",
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -70,6 +77,8 @@ class Batches:
                 f"`batch_size` ({batch_size}) is not a multiple of the {ranks} processes that share it",
                 hint=f"set `batch_size` to {-(-batch_size // ranks) * ranks}",
             )
+        if order not in ("shuffled", "random"):
+            raise ValueError(f"`order` must be `shuffled` or `random`, and is `{order}`")
         self.tokens = tokens
         self.batch_size = batch_size
         self.context_length = context_length
@@ -104,7 +113,7 @@ class Batches:
         for reading in readings:
             begin, end = max(first, reading * windows), min(first + self.batch_size, (reading + 1) * windows)
             generator = np.random.Philox(key=np.array([self.seed, reading], dtype=np.uint64))
-            begins_at, *keys = generator.random_raw(1 + ROUNDS)
+            begins_at, *keys = generator.random_raw(1 + ROUNDS["few" if windows <= FEW else "many"])
             numbers = np.arange(begin - reading * windows, end - reading * windows, dtype=np.uint64)
             places = permuted(numbers, windows, keys)
             starts.append(begins_at % np.uint64(room) + places * np.uint64(self.context_length))

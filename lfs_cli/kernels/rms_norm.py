@@ -21,7 +21,7 @@ Layout:   a program owns whole rows, as many as make a tile of about `TILE` numb
 Traffic:  forward reads x and residual and writes h and y, each once; backward reads h, dy and dh and writes one tensor.
           These bytes over the memory bandwidth are the floor of the time.
 Limits:   C <= 8,192, float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton, and
-          whatever the kernels do wrong in the self-check, once a process for each type.
+          whatever the kernels do wrong in the self-check, once a process for each C and type.
 Where:    on a GPU outside of what torch.compile traces: with `compile=blocks` the norms before and behind the blocks,
           without it all, and those of a model that writes. Within, the compiler does one pass of a norm and the sum
           before it, at 4 TB/s on an H200 (2026-11-29, gpt2_small.json), and one of its backward and the sum after it,
@@ -238,7 +238,8 @@ def _forward_operation(
     x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return y, and h, which is empty without a residual."""
-    return (_launch_forward if _is_right(x) else _reference_forward)(x, residual, weight, epsilon, dtype)
+    run = _launch_forward if _is_right("forward", x, weight, dtype, residual is not None) else _reference_forward
+    return run(x, residual, weight, epsilon, dtype)
 
 
 def _launch_forward(
@@ -286,7 +287,8 @@ def _backward_operation(
     dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of h and of the weight."""
-    return (_launch_backward if _is_right(h) else _reference_backward)(dy, dh, h, weight, epsilon)
+    run = _launch_backward if _is_right("backward", h, weight, dy.dtype, dh is not None) else _reference_backward
+    return run(dy, dh, h, weight, epsilon)
 
 
 def _launch_backward(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -343,24 +345,49 @@ def _reference_backward(
     r = torch.rsqrt(h.to(wide).square().mean(-1, keepdim=True) + epsilon)
     n, g = h * r, dy.to(wide) * weight
     dx = r * (g - n * (g * n).mean(-1, keepdim=True)) + (0 if dh is None else dh)
-    return dx.to(h.dtype), (dy.to(wide) * n).flatten(0, -2).sum(0).to(weight.dtype)
+    return dx.to(h.dtype), (dy.to(wide) * n).reshape(-1, h.shape[-1]).sum(0).to(weight.dtype)
 
 
-def _is_right(x: Tensor) -> bool:
-    """Return whether the kernels are to be used, as they do on a small case what the definitions do."""
-    return is_trusted("RMSNorm", _errors, x.device, x.dtype, allowed=LARGEST_ERROR[x.dtype])
+def _is_right(step: str, x: Tensor, weight: Tensor, other: torch.dtype, is_sum: bool) -> bool:
+    """Return whether a kernel is to be used, as it does on a small case what its definition does.
+
+    The case needs no kernel that the call does not.
+
+    Args:
+        step: "forward" or "backward".
+        x: (..., C). What is normalized.
+        weight: (C,).
+        other: Type of the result, or of its gradient.
+        is_sum: Whether there is a residual, or a gradient of the sum.
+    """
+    case = step, x.shape[-1], x.dtype, weight.dtype, other, is_sum
+    types = (x.dtype, other) if step == "forward" else (x.dtype, weight.dtype)
+    return is_trusted(f"RMSNorm {step}", _errors, x.device, *case, allowed=max(LARGEST_ERROR[each] for each in types))
 
 
-def _errors(device: torch.device, dtype: torch.dtype) -> list[float]:
-    """Return errors of a norm of a sum and its gradients, with rows and channels that fill no tile."""
+def _errors(
+    device: torch.device,
+    step: str,
+    C: int,
+    dtype: torch.dtype,
+    weight_type: torch.dtype,
+    other: torch.dtype,
+    is_sum: bool,
+) -> list[float]:
+    """Return the errors of one step, with several tiles for each program of backward."""
     generator = torch.Generator(device).manual_seed(0)
-    draw = lambda *shape: torch.randn(shape, generator=generator, device=device)  # noqa: E731  shorter so
-    x, residual, dy, dh = (draw(50, 300).to(dtype) for _ in range(4))
-    weight = draw(300)
-    y, h = _reference_forward(x.double(), residual.double(), weight.double(), 0.1, torch.float64)
-    right = y, h, *_reference_backward(dy.double(), dh.double(), h, weight.double(), 0.1)
-    ours = _launch_forward(x, residual, weight, 0.1, dtype)
-    return relative_errors((*ours, *_launch_backward(dy, dh, h.to(dtype), weight, 0.1)), right)
+    # A multiple of 16 in all and for a program, as in a call: Triton would compile another kernel for other numbers
+    R = 16 * programs_for(device, BACKWARD_PROGRAMS) if step == "backward" else 48
+    drawn = [torch.randn(R, C, generator=generator, device=device, dtype=torch.float32) for _ in range(3)]
+    h, residual, dy = (x.to(each) for x, each in zip(drawn, (dtype, dtype, other), strict=True))
+    weight = torch.randn(C, generator=generator, device=device, dtype=torch.float32).to(weight_type)
+    if step == "forward":
+        given = (h, residual if is_sum else None, weight)
+        exact = _reference_forward(*(x if x is None else x.double() for x in given), 0.1, torch.float64)
+        return relative_errors(_launch_forward(*given, 0.1, other), exact)
+    given = (dy, residual if is_sum else None, h, weight)
+    exact = _reference_backward(*(x if x is None else x.double() for x in given), 0.1)
+    return relative_errors(_launch_backward(*given, 0.1), exact)
 
 
 def _blocks(C: int, numbers: int) -> tuple[int, int, int]:

@@ -14,9 +14,9 @@ Layout:   forward reads qkv where it lies. Backward writes dq', dk' and dv into 
 Traffic:  saves putting dq, dk and dv together, which reads and writes as much as there is of qkv: 0.07 ms for a layer
           of gpt2_small.json, see `rope.py`.
 Measured: one H200, 2026-11-29, a compiled step of gpt2_small.json under the profiler: 1.14 of 54.3 ms less, of which
-          0.84 for stacking gradients and 0.30 for turning dq where it is rounded. A step of speedrun.json, whose 8
-          layers add to their values: 40.8 ms (2026-11-30), and 43.7 the day before, by separate operations; up to 0.4
-          ms of that are Muon's.
+          0.84 for stacking gradients and 0.30 for turning dq where it is rounded. In one of speedrun.json,
+          with 8 layers that add to their values, 2026-11-30: 40.8 ms, where separate operations had taken 43.7 the day
+          before, up to 0.4 of which were Muon's.
 Short:    where `short_attention.py` can run and there is no norm, one kernel turns and attends, and one goes all the
           way back. Then q' and k' are nowhere in memory, and qkv, o and L are what is saved. Shapes alone decide that,
           so that a trace of torch.compile decides as the call does; a kernel that fails its self-check is replaced

@@ -420,8 +420,8 @@ class Attention(nn.Module):
         if self.value_mix is not None and value_BTC is not None:
             own, other = self.value_mix.to(matrix.dtype)
             qk, v = matrix.tensor_split([-len(self.value.weight)])
-            matrix = torch.cat([qk, own * v])  # a share of the values is that of their matrix, and costs nothing there
-            added_BTGD = (other * value_BTC.to(matrix.dtype)).unflatten(-1, (-1, self.head_dim))
+            matrix = torch.cat([qk, own * v])  # a factor of values is one of their matrix, of which a copy is small
+            added_BTGD = (other * value_BTC.to(matrix.dtype)).view(*x_BTC.shape[:2], -1, self.head_dim)
         qkv_BTC = x_BTC @ matrix.T
         weights = (None if norm is None else norm.weight for norm in (self.query_norm, self.key_norm))
         heads, kv_heads = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))

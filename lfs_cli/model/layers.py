@@ -131,10 +131,11 @@ class Embedding(nn.Module):
 def look_up_together(tokens: Tensor, tables: Sequence[Embedding], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """Return what each of several tables has for the same tokens, in these types: (..., its width) each.
 
-    On a GPU in training by kernels, whose gradients of all tables need the tokens in order once. What torch.compile
-    traces makes kernels of its own.
+    On a GPU in training kernels do it, which sort the tokens once for the gradients of all tables. They do not call
+    the tables, so not where a table is of another class or is watched by hooks; nor where torch.compile makes its own.
     """
-    if tables and pays_to_stack(tables[0].weight) and not torch.compiler.is_compiling():
+    is_plain = all(type(x) is Embedding and not (x._forward_hooks or x._forward_pre_hooks) for x in tables)
+    if is_plain and pays_to_stack(tables[0].weight) and not torch.compiler.is_compiling():
         return look_up(tokens, [table.weight for table in tables], dtypes)
     return [table(tokens).to(dtype) for table, dtype in zip(tables, dtypes, strict=True)]
 

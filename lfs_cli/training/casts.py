@@ -3,8 +3,9 @@
 Weights are float32, and in bfloat16 training products read them in that type. A pass casts each as it comes to it: 4
 bytes read and 2 written, as often as a step has passes, always of the same numbers. Here a step casts them once, to
 where the copies of the step before were, so that CUDA graphs find them. They take the place of copies that a pass keeps
-for its backward, so the peak of memory stays; with activation checkpointing a pass keeps none, and it rises by them. If
-there is no memory for them when a run first wants them, its passes cast as they would without, to the end.
+for its backward, so the peak of memory stays; with activation checkpointing a pass keeps none, and in layers that mix
+values it keeps its own, scaled: there it rises by them. If there is no memory for them when a run first wants them, its
+passes cast as they would without, to the end.
 
 Gradients come to the float32 weights as they do without: those of a pass in the type of the products, added up in
 float32. So losses, gradients and weights are the same to the bit.

@@ -17,7 +17,7 @@ dimension 768, and 798 for 8192), the attention kernels of lfs alone (0.18 and 0
 and 1024 positions) and a copy (3.0 TB/s); for the host on config.json without graphs (14.2 ms a step, one H200). Other
 GPUs are scaled from it by their data sheets. Compared with whole steps of one H200, 2026-11-29, torch 2.11, which had
 no part in this but for that one: gpt2_small.json with 32 sequences took 55.4 ms, and 55.7 are foreseen; config.json
-9.0 and 10.1; speedrun.json 56.4 and 54.2. Elsewhere no step was compared, and the precision is not known.
+9.0 and 10.1; speedrun.json, a day later, 37.7 and 41.6. Elsewhere no step was compared, and the precision is not known.
 """
 
 from collections.abc import Callable

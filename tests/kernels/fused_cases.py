@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfs_cli.kernels import operation
 
@@ -43,6 +44,25 @@ def assert_near(ours: Sequence[Tensor], exact: Sequence[Tensor], roundings: floa
         allowed = roundings * torch.finfo(mine.dtype).eps * max(1.0, float(right.abs().max()))
         error = float((mine.double() - right.double()).abs().max())
         assert error <= allowed, f"result {number}: largest error {error:.2e} exceeds {allowed:.2e}"
+
+
+class Watch(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+    def backward_of(self, output: Tensor) -> list[str]:
+        """The names of those that backward takes."""
+        self.names.clear()
+        with self:
+            output.sum().backward()
+        return self.names
 
 
 @contextmanager

@@ -1,14 +1,19 @@
 """Vectors of tokens and the gradients of their tables against float64: PyTorch's steps, and the kernels interpreted."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, randn, stand_in
+from fused_cases import DTYPES, HAS_KERNELS, Watch, assert_near, randn, stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lfs_cli.config import ModelConfig
 from lfs_cli.kernels import embedding as module
 from lfs_cli.kernels.embedding import look_up, reference_look_up, unavailable
+from lfs_cli.kernels.operation import as_on_gpu, as_written
+from lfs_cli.model import Transformer
 
 CHUNK = module.CHUNK
 TEXTS = {
@@ -23,7 +28,9 @@ TEXTS = {
 }
 
 
-def differentiate(look: object, tokens: Tensor, weights: list[Tensor], dtypes: list[torch.dtype]) -> list[Tensor]:
+def differentiate(
+    look: Callable[..., list[Tensor]], tokens: Tensor, weights: list[Tensor], dtypes: list[torch.dtype]
+) -> list[Tensor]:
     """The vectors of all tables and the gradients of these."""
     leaves = [weight.detach().requires_grad_() for weight in weights]
     found = look(tokens, leaves, dtypes)
@@ -64,7 +71,7 @@ def test_any_runs_are_summed(runs: list[tuple[int, int]], width: int) -> None:
     assert_right(tokens.to(device), [width], torch.float32, device, rows=10)
 
 
-def test_tokens_of_any_shape_and_type(device: str) -> None:
+def test_tokens_of_any_shape(device: str) -> None:
     weight = randn(9, 5, dtype=torch.float32, device=device)
     for dtype in (torch.int32, torch.int64):
         tokens = torch.tensor([[8, 0], [3, 8], [1, 1]], dtype=dtype, device=device).T
@@ -91,7 +98,22 @@ def test_equal_runs_are_equal_to_the_bit(device: str) -> None:
 def test_tables_must_fit_together() -> None:
     with pytest.raises(ValueError, match="of one V"):
         look_up(torch.tensor([0]), [torch.ones(2, 3), torch.ones(3, 3)], [torch.float32] * 2)
+    with pytest.raises(ValueError, match=r"int32 or int64, got torch\.int16"):
+        look_up(torch.tensor([0], dtype=torch.int16), [torch.ones(2, 3)], [torch.float32])
+    assert look_up(torch.tensor([0]), [], []) == []
     assert unavailable(torch.ones(2, 3, dtype=torch.float64)) == "it needs float32"
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="PyTorch refuses them")
+def test_tokens_that_are_not_in_the_table_are_loud_and_touch_nothing(device: str) -> None:
+    weight = randn(3 * 4, 5, dtype=torch.float32, device=device)[4:8].requires_grad_()  # others are on both sides
+    tokens = torch.tensor([-1, 4, 2] * 20, device=device)
+    (found,) = look_up(tokens, [weight], [torch.float32])
+    assert found[0::3].isnan().all()
+    assert found[1::3].isnan().all()
+    assert torch.equal(found[2], weight[2])
+    (gradient,) = torch.autograd.grad(found, weight, torch.ones_like(found))
+    assert gradient.tolist() == [[0.0] * 5, [0.0] * 5, [20.0] * 5, [0.0] * 5]
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="the operations")
@@ -112,13 +134,14 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("text", [[3, 3, 1], []], ids=str)
 @pytest.mark.parametrize("fault", BROKEN)
 def test_kernels_that_fail_their_check_are_passed_over_with_a_warning(
-    fault: str, device: str, monkeypatch: pytest.MonkeyPatch
+    fault: str, text: list[int], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(module, monkeypatch, forward=reference_look_up)
     monkeypatch.setattr(module, *BROKEN[fault])
-    tokens = torch.tensor([3, 3, 1], device=device)
+    tokens = torch.tensor(text, dtype=torch.int64, device=device)
     with pytest.warns(RuntimeWarning, match=f"the embedding kernel fails its self-check on {device}.* and is not used"):
         assert_right(tokens, [7], torch.float32, device)
 
@@ -130,3 +153,53 @@ def test_kernels_that_are_right_are_used_without_a_word(
     launched = stand_in(module, monkeypatch, forward=reference_look_up)
     assert_right(torch.tensor([3, 3, 1], device=device), [7, 9], dtype, device)
     assert launched == ["forward", "backward", "forward", "forward", "backward", "backward"]  # the check comes first
+
+
+SHAPE = {"vocab_size": 23, "context_length": 12, "width": 32, "layers": 4, "heads": 4, "feed_forward": "relu2"}
+OPTIONS = {"qk_norm": True, "embedding_norm": True, "embedding_skip": True, "value_embeddings": 2, "attention": "flash"}
+
+
+def small_model(device: str, **more: str) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(**SHAPE, **OPTIONS, **more)).to(device)
+
+
+def results(model: Transformer, tokens: Tensor) -> dict[str, Tensor]:
+    """What the head reads, and the gradient of each weight."""
+    hidden = model.hidden(tokens)
+    model.zero_grad()
+    (hidden * torch.linspace(-1, 1, hidden.numel(), device=hidden.device).view_as(hidden)).sum().backward()
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return {"hidden": hidden.detach(), **found}
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="the operations")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("shape", [(2, 9), (12,)], ids=str)
+def test_a_model_in_training_takes_them_and_is_that_of_its_definition(
+    shape: tuple[int, ...], checkpointing: str, device: str
+) -> None:
+    model = small_model(device, checkpointing=checkpointing)
+    tokens = torch.randint(23, shape, generator=torch.Generator().manual_seed(1)).to(device)
+    ours = {"lfs::embedding", "lfs::embedding_backward", "lfs::rms_norm", "lfs::rms_norm_backward"}
+    with as_written(), Watch() as watch:
+        plain = results(model, tokens)
+    assert not ours & set(watch.names)
+    with as_on_gpu(is_compiled=False), Watch() as watch:
+        fused = results(model, tokens)
+    assert ours <= set(watch.names)
+    assert fused.keys() == plain.keys()
+    for name, right in plain.items():
+        torch.testing.assert_close(fused[name], right, rtol=1e-4, atol=1e-5, msg=lambda said, name=name: name + said)
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="the operations")
+def test_tables_that_are_watched_or_of_another_class_are_called(device: str) -> None:
+    model, called = small_model(device), []
+    model.value_embeddings[1].register_forward_hook(lambda *_: called.append("hook"))
+    with as_on_gpu(is_compiled=False), Watch() as watch:
+        model.hidden(torch.tensor([[1, 2]], device=device))
+        with torch.no_grad():
+            small_model(device).hidden(torch.tensor([[1, 2]], device=device))
+    assert called == ["hook"]
+    assert "lfs::embedding" not in watch.names

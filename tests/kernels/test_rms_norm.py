@@ -101,32 +101,52 @@ def test_what_cannot_work_is_refused_and_what_has_no_kernel_says_so() -> None:
     assert (module.unavailable(torch.ones(1, 9000), torch.ones(9000)) or "").startswith("it ")
 
 
+def damaged(definition, **where):
+    """The definition, but with another weight where its arguments of these places are None, as ``where`` says."""
+
+    def run(*inputs):
+        is_hit = all((inputs[int(place[1:])] is None) == is_none for place, is_none in where.items())
+        weight = 2 if definition is module._reference_forward else 3
+        return definition(*(1.02 * x if is_hit and n == weight else x for n, x in enumerate(inputs)))
+
+    return run
+
+
+FORWARD, BACKWARD = module._reference_forward, module._reference_backward
 BROKEN = {
-    "a wrong result": ("_launch_forward", lambda x, r, w, *how: module._reference_forward(x, r, 1.01 * w, *how)),
-    "not a number": ("_launch_forward", lambda x, r, w, *how: module._reference_forward(x, r, w / 0, *how)),
-    "a lost gradient": ("_launch_backward", lambda dy, dh, *how: module._reference_backward(dy, None, *how)),
-    "no kernel": ("_launch_backward", lambda *inputs: [][0]),
+    "a wrong norm": (rms_norm, "forward", damaged(FORWARD, _1=True)),
+    "a wrong norm of a sum": (add_rms_norm, "forward", damaged(FORWARD, _1=False)),
+    "a wrong gradient": (rms_norm, "backward", damaged(BACKWARD, _1=True)),
+    "a wrong gradient of a sum": (add_rms_norm, "backward", damaged(BACKWARD, _1=False)),
+    "a lost gradient": (add_rms_norm, "backward", lambda dy, dh, *how: BACKWARD(dy, None, *how)),
+    "not a number": (rms_norm, "forward", lambda x, r, w, *how: FORWARD(x, r, w / 0, *how)),
+    "no kernel": (rms_norm, "backward", lambda *inputs: [][0]),
 }
 
 
+@pytest.mark.parametrize("shape", [(9, 33), (33,)], ids=str)
 @pytest.mark.parametrize("fault", BROKEN)
 def test_kernels_that_fail_their_check_are_passed_over_with_a_warning(
-    fault: str, device: str, monkeypatch: pytest.MonkeyPatch
+    fault: str, shape: tuple[int, ...], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in(module, monkeypatch, forward=module._reference_forward)
-    monkeypatch.setattr(module, *BROKEN[fault])
-    inputs = randn(9, 33, dtype=torch.float32, device=device), randn(33, dtype=torch.float32, device=device, seed=2)
+    function, step, broken = BROKEN[fault]
+    stand_in(module, monkeypatch, forward=FORWARD)
+    monkeypatch.setattr(module, f"_launch_{step}", broken)
+    count = 1 if function is rms_norm else 2
+    inputs = [randn(*shape, dtype=torch.float32, device=device, seed=seed) for seed in range(count)]
+    inputs.append(randn(33, dtype=torch.float32, device=device, seed=2))
 
-    with pytest.warns(RuntimeWarning, match=f"the RMSNorm kernel fails its self-check on {device}.* and is not used"):
-        ours = differentiate(rms_norm, inputs)
+    with pytest.warns(RuntimeWarning, match=f"the RMSNorm {step} kernel fails its self-check on {device}.* not used"):
+        ours = differentiate(function, inputs)
 
-    assert_near(ours, differentiate(reference_rms_norm, [x.double() for x in inputs]))
+    definition = reference_rms_norm if function is rms_norm else reference_add
+    assert_near(ours, differentiate(definition, [x.double() for x in inputs]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kernels_that_are_right_are_used_without_a_word(
     dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched = stand_in(module, monkeypatch, forward=module._reference_forward)
+    launched = stand_in(module, monkeypatch, forward=FORWARD)
     differentiate(rms_norm, [randn(9, 33, dtype=dtype, device=device), torch.ones(33, device=device)])
-    assert launched == ["forward", "backward"] * 2  # the check, then the call
+    assert launched == ["forward"] * 2 + ["backward"] * 2  # the check, then the call

@@ -13,12 +13,11 @@ import pytest
 import torch
 from attention_cases import recorded
 from close import assert_as_accurate
-from fused_cases import DTYPES, HAS_KERNELS, assert_near, differentiate, randn
+from fused_cases import DTYPES, HAS_KERNELS, Watch, assert_near, differentiate, randn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lfs_cli.config import ModelConfig
@@ -147,25 +146,6 @@ def test_heads_need_not_be_side_by_side(device) -> None:
     assert not wide.is_contiguous()
     for ours, theirs in zip(run(together, [wide, *inputs[1:]], **how), run(together, inputs, **how), strict=True):
         assert torch.equal(ours, theirs)
-
-
-class Watch(TorchDispatchMode):
-    """Notes the names of operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-    def backward_of(self, output: Tensor) -> list[str]:
-        """The names of those that backward takes."""
-        self.names.clear()
-        with self:
-            output.sum().backward()
-        return self.names
 
 
 @only_with_kernels
@@ -564,7 +544,7 @@ def test_training_on_a_gpu_takes_it(how: dict) -> None:
 def test_a_mixed_layer_in_training_is_that_of_its_definition(device: str) -> None:
     attention = layer(mixes_values=True).to(device)
     assert attention.value_mix is not None
-    attention.value_mix.data = torch.tensor([0.7, -0.3])
+    attention.value_mix.data = torch.tensor([0.7, -0.3], device=device)
     inputs = [randn(2, T, width, dtype=torch.float32, device=device, seed=width) for width in (C, C // 2)]
 
     def layer_of(x: Tensor, value_BTC: Tensor, *weights: Tensor) -> Tensor:
@@ -582,12 +562,19 @@ def test_a_mixed_layer_in_training_is_that_of_its_definition(device: str) -> Non
 
 @pytest.mark.parametrize(
     ("how", "length", "is_short"),
-    [({}, 256, True), ({}, 300, False), ({"qk_norm": True}, 256, False), ({"window": 3}, 256, False)],
+    [
+        ({}, 256, True),
+        ({}, 300, False),
+        ({"qk_norm": True}, 256, False),
+        ({"window": 3}, 256, False),
+        ({"mixes_values": True}, 256, False),
+    ],
     ids=str,
 )
 def test_training_on_short_sequences_on_a_hopper_gpu_takes_the_kernels_for_them(how, length, is_short) -> None:
     attention = Attention(96, 3, rope=RotaryEmbedding(10_000.0, 32, 300), backend="flash", **how)
-    names = set(taken({}, attention=attention, length=length, is_hopper=True))
+    given = (lambda: {"value_BTC": torch.ones(2, length, 96)}) if "mixes_values" in how else dict
+    names = set(taken({}, given, attention=attention, length=length, is_hopper=True))
     short = {"lfs::short_attention", "lfs::short_attention_backward"}
     separate = {"lfs::qk_norm_rope", "lfs::flash_attention", "lfs::rotary_attention_backward"}
     assert names & (short | separate) == (short if is_short else separate)
