@@ -381,13 +381,12 @@ def _errors(
     drawn = [torch.randn(R, C, generator=generator, device=device, dtype=torch.float32) for _ in range(3)]
     h, residual, dy = (x.to(each) for x, each in zip(drawn, (dtype, dtype, other), strict=True))
     weight = torch.randn(C, generator=generator, device=device, dtype=torch.float32).to(weight_type)
+    second, second_wide = (residual, residual.double()) if is_sum else (None, None)
     if step == "forward":
-        given = (h, residual if is_sum else None, weight)
-        exact = _reference_forward(*(x if x is None else x.double() for x in given), 0.1, torch.float64)
-        return relative_errors(_launch_forward(*given, 0.1, other), exact)
-    given = (dy, residual if is_sum else None, h, weight)
-    exact = _reference_backward(*(x if x is None else x.double() for x in given), 0.1)
-    return relative_errors(_launch_backward(*given, 0.1), exact)
+        exact = _reference_forward(h.double(), second_wide, weight.double(), 0.1, torch.float64)
+        return relative_errors(_launch_forward(h, second, weight, 0.1, other), exact)
+    exact = _reference_backward(dy.double(), second_wide, h.double(), weight.double(), 0.1)
+    return relative_errors(_launch_backward(dy, second, h, weight, 0.1), exact)
 
 
 def _blocks(C: int, numbers: int) -> tuple[int, int, int]:

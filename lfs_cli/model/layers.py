@@ -128,15 +128,15 @@ class Embedding(nn.Module):
         return self.weight.index_select(0, tokens.reshape(-1)).view(*tokens.shape, self.weight.shape[1])
 
 
-def look_up_together(tokens: Tensor, tables: Sequence[Embedding], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+def look_up_together(tokens: Tensor, tables: Sequence[nn.Module], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """Return what each of several tables has for the same tokens, in these types: (..., its width) each.
 
     On a GPU in training kernels do it, which sort the tokens once for the gradients of all tables. They do not call
     the tables, so not where a table is of another class or is watched by hooks; nor where torch.compile makes its own.
     """
-    is_plain = all(type(x) is Embedding and not (x._forward_hooks or x._forward_pre_hooks) for x in tables)
-    if is_plain and pays_to_stack(tables[0].weight) and not torch.compiler.is_compiling():
-        return look_up(tokens, [table.weight for table in tables], dtypes)
+    plain = [x for x in tables if type(x) is Embedding and not (x._forward_hooks or x._forward_pre_hooks)]
+    if len(plain) == len(tables) and pays_to_stack(plain[0].weight) and not torch.compiler.is_compiling():
+        return look_up(tokens, [table.weight for table in plain], dtypes)
     return [table(tokens).to(dtype) for table, dtype in zip(tables, dtypes, strict=True)]
 
 

@@ -108,9 +108,11 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
     train_tokens, valid_tokens = (
         Tokens.open(prepared.tokens, split, tokenizer_hash=tokenizer.hash) for split in ("train", "valid")
     )
-    shape = {"batch_size": config.batch_size, "context_length": config.model.context_length}
-    shape |= {"seed": config.seed, "order": config.data.order}
-    batches, valid_batches = (_for_device(Batches(tokens, **shape), device) for tokens in (train_tokens, valid_tokens))
+    shape = {"batch_size": config.batch_size, "context_length": config.model.context_length, "seed": config.seed}
+    batches, valid_batches = (
+        _for_device(Batches(tokens, **shape, order=config.data.order), device)
+        for tokens in (train_tokens, valid_tokens)
+    )
 
     seed_everything(config.seed)
     model = Transformer(config.model).to(device)
