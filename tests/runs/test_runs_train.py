@@ -226,7 +226,7 @@ def poison(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
     def put(factor: float, *numbers: int, **shape: Any) -> None:
         tokens = Tokens.open(data.tokens("sample-300"), "train")
-        batches = Batches(tokens, batch_size=4, context_length=16, seed=0)
+        batches = Batches(tokens, batch_size=4, context_length=16, seed=0, order="shuffled")
         factors.update({tuple(batches.at(number)[1].flatten().tolist()): factor for number in numbers})
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:

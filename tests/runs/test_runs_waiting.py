@@ -34,7 +34,7 @@ RUN = TINY | {
     "eval_every": 1000,
     "checkpoint_every": 1000,
 }
-SPEEDRUN = {"model.window": 48, "model.window_pattern": "SL", "model.z_loss": 1e-4}
+SPEEDRUN = {"model.window": 48, "model.window_pattern": "SL", "model.z_loss": 1e-4, "model.value_embeddings": 1}
 LOOPS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "as written": (None, {"compile": False, "cuda_graphs": False}),
     "compiled, with CUDA graphs": (None, {"compile": True}),
