@@ -1,7 +1,8 @@
 """One training step under torch.profiler, with its phases and modules named.
 
 The step is eager: what torch.compile made of it has no modules left. On CUDA every phase ends when the GPU has done it,
-so that the times of both agree. The profiler's own work is in the host's times: read shares, not speeds.
+so that the times of both agree. The profiler's own work is in the host's times: read shares, not speeds. Tables of
+tokens are called one by one, as their names need it; training looks all of them up at once, which is faster on a GPU.
 """
 
 import json

@@ -16,9 +16,10 @@ Traffic:  reads dy once and writes each row of dw that occurs, after zeros in al
           once.
 Limits:   float32 tables of one vocabulary, on a GPU. PyTorch does the rest: other devices and types, no Triton, and
           whatever the kernels do wrong in the self-check, once a process for each type.
-Measured: one H200, 2026-11-30, five tables of 16,384 x 768 in a step of speedrun.json under the profiler, bfloat16,
-          32,768 tokens: look-ups 0.028 ms each, and `_sum_runs`, `_join_runs` and zeros 0.033, 0.011 and 0.008, which
-          were 0.12 and 0.27 by PyTorch's index_select, index_add and casts. Sorting is once for all.
+Measured: one H200, 2026-11-30, five tables of 16,384 x 768 in a step of speedrun.json under torch's profiler, bfloat16,
+          32,768 tokens, before what is not in a table was masked: look-ups 0.028 ms each, and `_sum_runs`, `_join_runs`
+          and zeros 0.033, 0.011 and 0.008, which were 0.12 and 0.27 by PyTorch's index_select, index_add and casts.
+          Sorting is once for all. `lfs bench kernels` has a row of it, which no GPU has run yet.
 Source:   sorting and then summing runs is how PyTorch's own embedding does it; a product in place of the loop over a
           run, and all tables in one sort, are ours.
 """
@@ -142,6 +143,7 @@ def unavailable(weight: Tensor) -> str | None:
 
 def reference_look_up(tokens: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The definition: (..., C)."""
+    # index_select, since its backward (index_add) is faster than that of weight[tokens] on a CPU
     return weight.index_select(0, tokens.reshape(-1)).view(*tokens.shape, weight.shape[1]).to(dtype)
 
 

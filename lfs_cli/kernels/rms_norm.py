@@ -184,8 +184,7 @@ def add_rms_norm(
         raise ValueError(f"expected two tensors of one shape, got {tuple(x.shape)} and {tuple(residual.shape)}")
     dtype = dtype or x.dtype
     if unavailable(x, weight) or unavailable(residual, weight):
-        h = x + residual
-        return reference_rms_norm(h, weight, epsilon, dtype=dtype), h
+        return _reference_forward(x, residual, weight, epsilon, dtype)
     return _RMSNorm.apply(x, residual, weight, epsilon, dtype)
 
 

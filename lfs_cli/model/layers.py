@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfs_cli.kernels.embedding import look_up
+from lfs_cli.kernels.embedding import look_up, reference_look_up
 from lfs_cli.kernels.operation import compute_dtype, on_gpu
 
 
@@ -124,8 +124,7 @@ class Embedding(nn.Module):
         truncated_normal(self.weight, sigma)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # index_select, since its backward (index_add) is faster than that of weight[tokens] on a CPU
-        return self.weight.index_select(0, tokens.reshape(-1)).view(*tokens.shape, self.weight.shape[1])
+        return reference_look_up(tokens, self.weight, self.weight.dtype)
 
 
 def look_up_together(tokens: Tensor, tables: Sequence[nn.Module], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
