@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import is_trusted, unavailable_reason
+from lfs_cli.kernels.operation import unavailable_reason
+from lfs_cli.kernels.self_check import is_trusted
 from lfs_cli.kernels.tables import addresses_of, on_device, tensor_at
 
 BLOCK = 2048

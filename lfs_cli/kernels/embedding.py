@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import LARGEST_ERROR, is_trusted, operation, relative_errors, unavailable_reason
+from lfs_cli.kernels.operation import operation, unavailable_reason
+from lfs_cli.kernels.self_check import LARGEST_ERROR, is_trusted, relative_errors
 
 CHUNK = 16
 """Tokens that one program sums: as many rows as a tensor core multiplies."""

@@ -20,7 +20,8 @@ or asks it for a number, so CUDA graphs can hold it, after one call outside of t
 Order of this file: the choice, the self-check, operations and their gradients, public functions.
 """
 
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -28,9 +29,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lfs_cli.kernels.operation import compute_dtype, fault_of, operation, relative_errors, warn_of_fault
+from lfs_cli.kernels.operation import compute_dtype, operation
 from lfs_cli.kernels.reference_attention import document_spans
 from lfs_cli.kernels.rope import reference_qk_norm_rope, turn_back
+from lfs_cli.kernels.self_check import (
+    Case,
+    Check,
+    Listed,
+    begin_checks,
+    fault_of,
+    find_fault,
+    is_known,
+    known_fault,
+    listed_checks,
+    relative_errors,
+)
 
 IMPLEMENTATIONS = ("hopper", "triton", "reference")
 """Best first. Each is the file `<name>_attention.py`."""
@@ -52,10 +65,6 @@ CHECKED_LENGTH = 256
 LARGEST_ERROR = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of the self-check, relative to the size of the result: about four roundings of the type; float32 sums in another
 order. A forgotten mask, scale or block is off by far more."""
-
-_verdicts: dict[tuple[Any, ...], str | None] = {}
-"""What the self-check found: (step, implementation, device, type, and what else makes it another kernel) -> what is
-wrong, or None."""
 
 
 def choose(
@@ -128,10 +137,10 @@ def _module(name: str) -> Any:
 def _refusal(step: str, name: str, q: Tensor, k: Tensor, v: Tensor, how: dict[str, Any]) -> str | None:
     """Why this implementation is not to be used, as far as shapes and earlier checks tell; None if it is."""
     reason = _module(name).unavailable_reason(q, k, v, **how)
-    return reason or _verdicts.get(_key(step, name, q, k, how))
+    return reason or known_fault(_key(step, name, q, k, how))
 
 
-def _key(step: str, name: str, q: Tensor, k: Tensor, how: dict[str, Any]) -> tuple[Any, ...]:
+def _key(step: str, name: str, q: Tensor, k: Tensor, how: dict[str, Any]) -> Case:
     """What tells one kernel from another: options are compiled in by whether they are there, not by their numbers."""
     (H, D), G = q.shape[2:], k.shape[2]
     options = [x is not None and x is not False for x in how.values()]
@@ -143,8 +152,21 @@ def _asked_of(step: str, name: str, q: Tensor, how: dict[str, Any]) -> dict[str,
     return _module(name).check_options(step, q, causal=how["causal"]) if name == "hopper" else {}
 
 
-def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deterministic: bool, how: dict) -> Any:
-    """The module of the first implementation that can take this step and does it right."""
+def _pick(
+    step: str,
+    implementation: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    deterministic: bool,
+    how: dict[str, Any],
+    *,
+    begins_backward: bool = False,
+) -> Any:
+    """The module of the first implementation that can take this step and does it right.
+
+    With ``begins_backward`` the check of the gradients begins beside that of this step.
+    """
     mask = {"causal": how["causal"], "window": how["window"], "softcap": how["softcap"], "documents": how["spans"]}
     refusal = None
     for name in _candidates(implementation):
@@ -152,19 +174,16 @@ def _pick(step: str, implementation: str, q: Tensor, k: Tensor, v: Tensor, deter
         if step != "forward" and deterministic and name not in DETERMINISTIC:
             refusal = refusal or UNORDERED
         if refusal is None and name != "reference":
-            key = _key(step, name, q, k, mask)
-            if key not in _verdicts and not _is_capturing(q):
-                _verdicts[key] = _self_check(step, name, q, k, how)
-                warn_of_fault(f"{name} attention", q.device, _verdicts[key])
-            refusal = _verdicts.get(key)
+            case = _key(step, name, q, k, mask)
+            if begins_backward and q.is_cuda and not is_known(case):
+                with listed_checks() as checks, suppress(Listed):
+                    _pick("backward", implementation, q, k, v, deterministic, how)
+                begin_checks(checks)
+            check = Check(f"{name} attention", q.device, partial(_self_check, step, name, q, k, how))
+            refusal = find_fault(case, check)
         if refusal is None:
             return _module(name)
     raise ValueError(f"flash_attention cannot run here: {refusal}")
-
-
-def _is_capturing(q: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded: then no number can be looked at, and the check waits for a later call."""
-    return q.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[str, Any]) -> str | None:
@@ -221,9 +240,12 @@ def _forward(
     softcap: float | None,
     deterministic: bool,
     implementation: str,
+    *,
+    begins_backward: bool = False,
 ) -> tuple[Tensor, Tensor]:
     how = {"causal": causal, "scale": scale, "window": window, "softcap": softcap, "spans": spans}
-    return _pick("forward", implementation, q, k, v, deterministic, how).forward(q, k, v, **_given(how))
+    chosen = _pick("forward", implementation, q, k, v, deterministic, how, begins_backward=begins_backward)
+    return chosen.forward(q, k, v, **_given(how))
 
 
 def run_backward(
@@ -401,7 +423,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs)
+        output = _forward(*inputs, begins_backward=any(ctx.needs_input_grad))
         _save(ctx, inputs, output)
         return output
 

@@ -36,7 +36,7 @@ Measured: one H200, 2026-11-29, 32,768 rows of 50,304 logits in bfloat16: the ke
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -45,14 +45,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import (
-    compute_dtype,
-    is_trusted,
-    no_hopper_reason,
-    operation,
-    relative_errors,
-    unavailable_reason,
-)
+from lfs_cli.kernels.operation import compute_dtype, no_hopper_reason, operation, unavailable_reason
+from lfs_cli.kernels.self_check import is_trusted, relative_errors
 
 IGNORED = -100
 """The target of a row that does not count, by default: that of torch's own cross-entropy."""
@@ -248,7 +242,8 @@ def _compute(
     share = 1 / counts_R.sum().clamp(min=1).to(wide)
     dh = torch.empty(h.shape if wants_h else 0, dtype=dtype, device=h.device)
     dweight = torch.zeros(weight.shape if wants_weight else 0, dtype=wide, device=h.device)
-    by = _by_kernel if _is_usable(h.device, dtype) else _by_torch
+    launch = _launcher(h.device, dtype, len(weight), softcap is not None)
+    by = _by_torch if launch is None else partial(_by_kernel, launch=launch)
     into = dh if wants_h else None, dweight if wants_weight else None
     with torch.autocast(h.device.type, enabled=False):
         losses = by(h, weight, targets_R.where(counts_R, 0), counts_R, softcap, z_loss, *into)
@@ -277,7 +272,9 @@ def _errors(device: torch.device, dtype: torch.dtype) -> list[float]:
         dweight = torch.zeros(weight.shape, dtype=torch.promote_types(h.dtype, torch.float32), device=device)
         return by(h, weight, targets, counts, 30.0, 1e-4, dh, dweight), dh, dweight
 
-    return relative_errors(run(_by_kernel, h, weight), run(_by_torch, h.double(), weight.double()))
+    return relative_errors(
+        run(partial(_by_kernel, launch=_launch), h, weight), run(_by_torch, h.double(), weight.double())
+    )
 
 
 @torch.library.register_fake("lfs::linear_cross_entropy")
@@ -307,14 +304,15 @@ def _by_kernel(
     z_loss: float,
     dh_RC: Tensor | None,
     dweight_VC: Tensor | None,
+    *,
+    launch: Callable[..., None],
 ) -> Tensor:
-    """Return the sum of the losses, write dh and add to dW where they are given. The kernel turns logits into da."""
+    """Return the sum of the losses, write dh and add to dW where they are given. ``launch`` turns logits into da."""
     R, V = len(h_RC), len(weight_VC)
     stride = -(-V // 64) * 64
     rows = _chunk_rows(R, CHUNK_BYTES["cuda"] // (stride * h_RC.element_size()), step=128)
     logits = torch.empty((min(rows, R), stride), dtype=h_RC.dtype, device=h_RC.device)
     losses_R = torch.empty(R, dtype=torch.float32, device=h_RC.device)
-    launch = _launcher(h_RC.device, h_RC.dtype, V, softcap is not None)
     for start in range(0, R, rows):
         chunk = slice(start, min(start + rows, R))
         h = h_RC[chunk]
@@ -333,14 +331,13 @@ def _by_kernel(
     return losses_R.sum()
 
 
-def _launcher(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> Callable[..., None]:
-    """Return what launches the faster kernel, of those that can run and are right."""
-    fits = dtype.itemsize == 2 and V in HOPPER_VOCABULARIES[is_capped]
-    if not fits or no_hopper_reason(device) is not None:
-        return _launch
+def _launcher(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> Callable[..., None] | None:
+    """Return what launches the fastest kernel, of those that can run and are right, or None where there is none."""
     case = dtype, V, is_capped
-    is_right = is_trusted("Hopper cross-entropy", _hopper_errors, device, *case, allowed=LARGEST_ERROR)
-    return _hopper_launch() if is_right else _launch
+    fits = dtype.itemsize == 2 and V in HOPPER_VOCABULARIES[is_capped] and no_hopper_reason(device) is None
+    if fits and is_trusted("Hopper cross-entropy", _hopper_errors, device, *case, allowed=LARGEST_ERROR):
+        return _hopper_launch()
+    return _launch if _is_usable(device, dtype) else None
 
 
 def _hopper_launch() -> Callable[..., None]:
@@ -377,23 +374,22 @@ def _launch(
 
 
 def _hopper_errors(device: torch.device, dtype: torch.dtype, V: int, is_capped: bool) -> list[float]:
-    """Compare the kernel for Hopper GPUs, on a few rows, with the other one, which is checked before."""
-    R, stride = 8, -(-V // 64) * 64
+    """Compare the kernel for Hopper GPUs, on a few rows, with the steps in PyTorch in float64."""
+    R, stride, softcap, z_loss = 8, -(-V // 64) * 64, 30.0 if is_capped else None, 1e-4
     generator = torch.Generator(device).manual_seed(0)
     padded = torch.randn(R, stride, generator=generator, device=device).to(dtype)
     padded[:, V:] = torch.nan
     targets = torch.randint(V, (R,), generator=generator, device=device)
     counts = torch.arange(R, device=device) != 1
 
-    def run(launch: Callable[..., None]) -> tuple[Tensor, Tensor, Tensor]:
-        da, losses = padded.clone()[:, :V], torch.empty(R, device=device)
-        launch(da, targets, counts, losses, 30.0 if is_capped else None, 1e-4, writes_gradient=True)
-        others = da.double()
-        target_da = others.gather(1, targets[:, None])
+    def parts(losses: Tensor, da: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Apart: the target's da is near -1, and all others of a row together are a hundredth
-        return losses.double(), target_da, others.scatter(1, targets[:, None], 0.0)
+        return losses, da.gather(1, targets[:, None]), da.scatter(1, targets[:, None], 0.0)
 
-    return relative_errors(run(_hopper_launch()), run(_launch))
+    da, losses = padded.clone()[:, :V], torch.empty(R, device=device)
+    _hopper_launch()(da, targets, counts, losses, softcap, z_loss, writes_gradient=True)
+    exact = _losses_and_da(padded[:, :V].double(), targets, counts, softcap, z_loss)
+    return relative_errors(parts(losses, da), parts(*exact))
 
 
 def _by_torch(
@@ -413,29 +409,48 @@ def _by_torch(
     loss = torch.zeros((), dtype=wide, device=h_RC.device)
     for start in range(0, R, rows):
         chunk = slice(start, min(start + rows, R))
-        h, target, counts = h_RC[chunk], targets_R[chunk, None], counts_R[chunk, None]
-        z = (h @ weight_VC.T).to(wide)
-        slope = None
-        if softcap is not None:
-            z = torch.tanh(z / softcap)
-            slope = 1 - z.square()
-            z.mul_(softcap)
-        peak = z.amax(-1, keepdim=True)
-        z.sub_(peak)
-        target_z = z.gather(-1, target)
-        total = z.exp_().sum(-1, keepdim=True)
-        log_total = total.log()
-        s = log_total + peak
-        loss += (log_total - target_z + z_loss * s.square()).where(counts, 0).sum()
-        if dh_RC is None and dweight_VC is None:
-            continue
-        weight = (1 + 2 * z_loss * s) / total
-        da = z.mul_(weight).scatter_add_(-1, target, torch.full_like(total, -1.0))
-        if slope is not None:
-            da.mul_(slope)
-        da = da.masked_fill_(~counts, 0).to(h.dtype)
-        _spend(da, h, weight_VC, None if dh_RC is None else dh_RC[chunk], dweight_VC)
+        h = h_RC[chunk]
+        a = (h @ weight_VC.T).to(wide)
+        is_wanted = dh_RC is not None or dweight_VC is not None
+        losses, da = _losses_and_da(a, targets_R[chunk], counts_R[chunk], softcap, z_loss, wants_gradient=is_wanted)
+        loss += losses.sum()
+        if is_wanted:
+            _spend(da.to(h.dtype), h, weight_VC, None if dh_RC is None else dh_RC[chunk], dweight_VC)
     return loss
+
+
+def _losses_and_da(
+    a_RV: Tensor,
+    targets_R: Tensor,
+    counts_R: Tensor,
+    softcap: float | None,
+    z_loss: float,
+    *,
+    wants_gradient: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row, 0 where it does not count, and da, which means nothing if it is not wanted.
+
+    ``a`` may be written over.
+    """
+    z, slope, target, counts = a_RV, None, targets_R[:, None], counts_R[:, None]
+    if softcap is not None:
+        z = torch.tanh(z / softcap)
+        slope = 1 - z.square()
+        z.mul_(softcap)
+    peak = z.amax(-1, keepdim=True)
+    z.sub_(peak)
+    target_z = z.gather(-1, target)
+    total = z.exp_().sum(-1, keepdim=True)
+    log_total = total.log()
+    s = log_total + peak
+    losses_R = (log_total - target_z + z_loss * s.square()).where(counts, 0)[:, 0]
+    if not wants_gradient:
+        return losses_R, z
+    weight = (1 + 2 * z_loss * s) / total
+    da = z.mul_(weight).scatter_add_(-1, target, torch.full_like(total, -1.0))
+    if slope is not None:
+        da.mul_(slope)
+    return losses_R, da.masked_fill_(~counts, 0)
 
 
 def _spend(da: Tensor, h: Tensor, weight_VC: Tensor, dh: Tensor | None, dweight_VC: Tensor | None) -> None:

@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import LARGEST_ERROR, is_trusted, relative_errors, unavailable_reason
+from lfs_cli.kernels.operation import unavailable_reason
+from lfs_cli.kernels.self_check import LARGEST_ERROR, is_trusted, relative_errors
 from lfs_cli.kernels.tables import addresses_of, on_device, tensor_at
 
 EPSILON = 1e-7

@@ -1,10 +1,9 @@
-"""What kernels need around them: to be one operation of torch, to know whether they can run, and are right."""
+"""What kernels need around them: to be one operation of torch, and to know whether they can run."""
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from lfs_cli.kernels.compatibility import AVAILABLE, INTERPRETED
 PROGRAMS_EACH = 4
 """Programs of one processor of a GPU, so that some load while others compute."""
 
-LARGEST_ERROR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""Of a kernel that computes in float32 and rounds once, relative to the size of the result: some roundings of the type
-that it writes, or sums in another order."""
+
+OPERATIONS: dict[Any, Callable[..., Any]] = {}
+"""The operations ``lfs::*`` and what each calls where tensors have numbers."""
 
 
 def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
@@ -35,12 +34,22 @@ def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
         schema = torch.library.infer_schema(function, mutates_args=mutates)
         torch.library.define(f"lfs::{name}", schema)
         torch.library.impl(f"lfs::{name}", "CompositeExplicitAutograd", function)
-        return getattr(torch.ops.lfs, name).default
+        registered = getattr(torch.ops.lfs, name).default
+        OPERATIONS[registered] = function
+        return registered
 
     return register
 
 
-_assumed = SimpleNamespace(gpu=None, compiler=False, hopper=False)
+class _Assumed(threading.local):
+    """What this thread takes for given."""
+
+    gpu: bool | None = None
+    compiler = False
+    hopper = False
+
+
+_assumed = _Assumed()
 
 
 @contextmanager
@@ -70,12 +79,20 @@ def as_written() -> Iterator[None]:
 
 
 @contextmanager
-def _assuming(**changes: bool) -> Iterator[None]:
+def as_it_is() -> Iterator[None]:
+    """Within the block, assume nothing, whatever is assumed around it."""
+    with _assuming(gpu=None, compiler=False, hopper=False):
+        yield
+
+
+@contextmanager
+def _assuming(**changes: bool | None) -> Iterator[None]:
     before = dict(vars(_assumed))
     vars(_assumed).update(changes)
     try:
         yield
     finally:
+        vars(_assumed).clear()
         vars(_assumed).update(before)
 
 
@@ -134,71 +151,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the type in which matrix products of ``x`` are taken: its own, or autocast's, which leaves float64."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
-
-
-def relative_errors(ours: Iterable[Tensor], right: Iterable[Tensor]) -> list[float]:
-    """Return how far each result is from the right one, relative to that one's size. Empty ones have no error."""
-    pairs = zip(ours, right, strict=True)
-    return [float((x.double() - y).norm() / y.norm()) for x, y in pairs if y.numel()]
-
-
-def fault_of(errors_of: Callable[[], Sequence[float]], allowed: float) -> str | None:
-    """Say what is wrong with a kernel that runs on a small case, or None when nothing is.
-
-    Args:
-        errors_of: Runs it and returns how far each result is from the definition's, in any unit.
-        allowed: The largest error that rounding explains, in that unit.
-
-    Raises:
-        torch.OutOfMemoryError: Which says nothing about the kernel.
-    """
-    try:
-        errors = errors_of()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a compiler may raise anything
-        return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
-    if all(error <= allowed for error in errors):  # not max: it may pass over what is not a number
-        return None
-    return f"it is off by {', '.join(f'{error:.2g}' for error in errors)}, and rounding explains {allowed:.2g}"
-
-
-def warn_of_fault(kernel: str, device: torch.device, fault: str | None) -> None:
-    """Warn that ``kernel`` is passed over for its ``fault``, if it has one: better a slow run than wrong numbers."""
-    if fault is not None:
-        warnings.warn(
-            f"the {kernel} kernel fails its self-check on {device} and is not used: {fault}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
-_verdicts: dict[tuple[Any, ...], str | None] = {}
-"""What `is_trusted` found: (kernel, device, case) -> what is wrong, or None."""
-
-
-def is_trusted(
-    kernel: str, errors_of: Callable[..., Sequence[float]], device: torch.device, *case: Any, allowed: float
-) -> bool:
-    """Return whether a kernel does on a small case what its definition does; it is asked once, and warns if not.
-
-    For use inside an operation, which runs on real numbers, whatever traced it. While a CUDA graph is recorded, no
-    number can be looked at: then a kernel is trusted, and the check waits for a later call.
-
-    Args:
-        kernel: Its name, for the warning.
-        errors_of: Called with ``device`` and ``case``; as in `fault_of`.
-        device: Where.
-        case: What else makes it another kernel, such as the type of its numbers.
-        allowed: As in `fault_of`.
-    """
-    key = (kernel, device, *case)
-    if key not in _verdicts:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return True
-        fault = _verdicts[key] = fault_of(partial(errors_of, device, *case), allowed)
-        warn_of_fault(kernel, device, fault)
-    return _verdicts[key] is None
 
 
 def programs_for(device: torch.device, each: int = PROGRAMS_EACH) -> int:

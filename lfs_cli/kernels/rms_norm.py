@@ -40,14 +40,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import (
-    LARGEST_ERROR,
-    is_trusted,
-    operation,
-    programs_for,
-    relative_errors,
-    unavailable_reason,
-)
+from lfs_cli.kernels.operation import operation, programs_for, unavailable_reason
+from lfs_cli.kernels.self_check import LARGEST_ERROR, is_trusted, relative_errors
 
 MAX_CHANNELS = 8192
 TILE = 4096

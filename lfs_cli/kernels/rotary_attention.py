@@ -34,7 +34,8 @@ from torch.autograd.function import once_differentiable
 from lfs_cli.kernels import reference_attention, rope, short_attention
 from lfs_cli.kernels.flash_attention import LARGEST_ERROR, checked_options, flash_attention, run_backward, unpacked
 from lfs_cli.kernels.hopper_attention import is_aligned
-from lfs_cli.kernels.operation import compute_dtype, is_trusted, operation, relative_errors
+from lfs_cli.kernels.operation import compute_dtype, operation
+from lfs_cli.kernels.self_check import is_trusted, relative_errors
 
 
 def rotary_attention(

@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.compatibility import tl, triton
-from lfs_cli.kernels.operation import LARGEST_ERROR, is_trusted, operation, relative_errors, unavailable_reason
+from lfs_cli.kernels.operation import operation, unavailable_reason
+from lfs_cli.kernels.self_check import LARGEST_ERROR, is_trusted, relative_errors
 
 BLOCK = 1024
 LOG2_E = tl.constexpr(1.4426950408889634)

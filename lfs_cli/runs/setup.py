@@ -26,6 +26,7 @@ from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.plugins import import_plugins
 from lfs_cli.runs.tokenize import TokenizeResult, made_before, tokenize
 from lfs_cli.tokenizer import Tokenizer
+from lfs_cli.training.ahead import begin_kernels
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.evaluate import unigram_entropy
 from lfs_cli.training.graphs import check_graphs
@@ -102,6 +103,7 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
     """
     device, dtype, attention, reason = resolve(config)
     _check_room(config, device, folder)
+    begin_kernels(config, device, dtype)
     prepared = prepare(config, data, observer)
     tokenizer = Tokenizer.load(prepared.tokenizer)
     _check_tokenizer(config, tokenizer)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,7 +37,10 @@ def fake_model(config: ModelConfig) -> Iterator[Transformer]:
         UnforeseenError: When a part, of a plugin perhaps, asks tensors for numbers.
     """
     try:
-        with FakeTensorMode():
+        # Addresses would be 0, and a kernel that is launched with them would take the GPU down
+        with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
+            mode = FakeTensorMode()
+        with mode:
             yield filled_model(config, torch.empty)
     except RuntimeError as error:
         raise UnforeseenError(

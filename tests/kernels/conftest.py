@@ -26,8 +26,9 @@ def _interpreter_reads_one_element_arrays(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def forgets_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let kernels, save attention's, be checked anew in this test, and no other test see what is found."""
-    monkeypatch.setattr(import_module("lfs_cli.kernels.operation"), "_verdicts", {})
+    """Let kernels be checked anew in this test, and no other test see what is found."""
+    for name in ("_verdicts", "_under_way"):
+        monkeypatch.setattr(import_module("lfs_cli.kernels.self_check"), name, {})
 
 
 @pytest.fixture(autouse=True)

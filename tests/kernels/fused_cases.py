@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lfs_cli.kernels import operation
+from lfs_cli.kernels import self_check
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_KERNELS = INTERPRETED or torch.cuda.is_available()
@@ -87,7 +87,7 @@ def stand_in(module: Any, monkeypatch: pytest.MonkeyPatch, forward: Callable[...
         Which kernel is launched, from now on, in order.
     """
     launched: list[str] = []
-    monkeypatch.setattr(operation, "_verdicts", {})
+    monkeypatch.setattr(self_check, "_verdicts", {})
     for step, definition in (("forward", forward), ("backward", module._reference_backward)):
         name = f"_launch_{step}"
         run = getattr(module, name) if HAS_KERNELS else definition

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import lfs_cli.kernels.flash_attention as module
-from lfs_cli.kernels import hopper_attention, triton_attention
+from lfs_cli.kernels import hopper_attention, self_check, triton_attention
 from lfs_cli.kernels import reference_attention as reference
 from lfs_cli.kernels.flash_attention import FlashAttention, choose, flash_attention, flash_attention_packed
 from lfs_cli.kernels.reference_attention import document_spans, reference_attention, visible
@@ -328,7 +328,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., MadeUp]]:
             monkeypatch.setattr(hopper_attention, name, getattr(kernel, name))
         return kernel
 
-    monkeypatch.setattr(module, "_verdicts", {})
+    monkeypatch.setattr(self_check, "_verdicts", {})
     monkeypatch.setattr(module, "CHECKED_LENGTH", 64)
     monkeypatch.setattr(triton_attention, "unavailable_reason", lambda *_, **__: "it is not wanted here")
     return put
@@ -490,7 +490,7 @@ def test_no_memory_is_not_a_fault_of_the_kernel(hopper: Callable) -> None:
     inputs, _ = draw(SHAPE, torch.float32, "cpu")
     with pytest.raises(torch.OutOfMemoryError):
         flash_attention(*inputs)
-    assert not module._verdicts
+    assert not self_check._verdicts
 
 
 def test_a_kernel_asked_for_by_name_is_not_replaced(hopper: Callable) -> None:
@@ -506,10 +506,10 @@ def test_a_kernel_asked_for_by_name_is_not_replaced(hopper: Callable) -> None:
 def test_nothing_is_checked_while_a_graph_is_recorded(hopper: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = hopper()
     inputs, _ = draw(SHAPE, torch.float32, "cpu")
-    monkeypatch.setattr(module, "_is_capturing", lambda q: True)
+    monkeypatch.setattr(self_check, "_is_capturing", lambda _: True)
     flash_attention(*inputs)
     assert kernel.calls == ["forward 21"]
-    monkeypatch.setattr(module, "_is_capturing", lambda q: False)
+    monkeypatch.setattr(self_check, "_is_capturing", lambda _: False)
     flash_attention(*inputs)
     assert kernel.calls[1:] == ["forward 64", "forward 21"]
 

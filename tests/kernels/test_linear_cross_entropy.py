@@ -238,20 +238,24 @@ def test_the_kernel_runs_where_it_can() -> None:
     assert module.unavailable_reason("cuda", torch.float64) in ("it has no float64", "Triton is not installed")
 
 
-def _wrong(*tensors: Any) -> Tensor:
+def _right(*tensors: Any, launch: Callable[..., None]) -> Tensor:
+    return module._by_torch(*tensors)
+
+
+def _wrong(*tensors: Any, launch: Callable[..., None]) -> Tensor:
     loss = module._by_torch(*tensors)
     tensors[-1].mul_(1.1)  # the gradient of the head
     return loss
 
 
-def _broken(*_: Any) -> Tensor:
+def _broken(*_: Any, launch: Callable[..., None]) -> Tensor:
     raise RuntimeError("PassManager::run failed\nmore")
 
 
 @pytest.mark.usefixtures("forgets_checks")
 @pytest.mark.parametrize(
     ("kernel", "problem"),
-    [(module._by_torch, None), (_wrong, "it is off by .*, 0.1,"), (_broken, "RuntimeError: PassManager::run failed")],
+    [(_right, None), (_wrong, "it is off by .*, 0.1,"), (_broken, "RuntimeError: PassManager::run failed")],
     ids=["right", "wrong", "broken"],
 )
 def test_a_kernel_that_fails_its_self_check_is_not_used(

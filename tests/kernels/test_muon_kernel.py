@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lfs_cli.kernels import muon as module
 from lfs_cli.kernels.muon import TILE, MuonTensors, is_usable, unavailable
-from lfs_cli.kernels.operation import LARGEST_ERROR
+from lfs_cli.kernels.self_check import LARGEST_ERROR
 from lfs_cli.optimizers import clip_scale
 from lfs_cli.optimizers.muon import Muon, _iteration_type
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lfs_cli.config import ModelConfig
 from lfs_cli.kernels import flash_attention as flash
-from lfs_cli.kernels import hopper_attention, reference_attention, short_attention, triton_attention
+from lfs_cli.kernels import hopper_attention, reference_attention, self_check, short_attention, triton_attention
 from lfs_cli.kernels.flash_attention import flash_attention
 from lfs_cli.kernels.operation import as_on_gpu, as_written
 from lfs_cli.kernels.reference_attention import document_spans
@@ -180,7 +180,7 @@ def test_what_a_kernel_turns_back_is_not_turned_again(device, monkeypatch: pytes
     monkeypatch.setattr(hopper_attention, "forward", triton_attention.forward)
     monkeypatch.setattr(hopper_attention, "backward", backward)
     monkeypatch.setattr(flash, "_self_check", lambda *_: None)
-    monkeypatch.setattr(flash, "_verdicts", {})
+    monkeypatch.setattr(self_check, "_verdicts", {})
     inputs, how = draw(SHAPE, torch.float32, device, norm=False)
     assert_near(run(together, inputs, **how, implementation="hopper"), exactly(inputs, **how), 12)
 
