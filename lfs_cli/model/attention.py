@@ -48,7 +48,7 @@ from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.kernels.rotary_attention import not_short, rotary_attention
 from lfs_cli.kernels.short_attention import HEAD_DIM as SHORT_HEAD_DIM
 from lfs_cli.model.cache import KVCache
-from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked_matrix
+from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked, stacked_matrix
 from lfs_cli.model.norm import RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.registry import Registry
@@ -416,13 +416,16 @@ class Attention(nn.Module):
     def _attend_packed(self, x_BTC: Tensor, value_BTC: Tensor | None, mask: dict[str, Any], kernel: str) -> Tensor:
         """Return (B, T, H, D): all before the last product. The gradients of q, k and v come back in one tensor."""
         assert self.rope is not None  # `_kernel_of_all`
-        matrix, added_BTGD = stacked_matrix(x_BTC, (self.query, self.key, self.value)), None
-        if self.value_mix is not None and value_BTC is not None:
+        added_BTGD = None
+        if self.value_mix is None or value_BTC is None:
+            qkv_BTC = stacked(x_BTC, (self.query, self.key, self.value))
+        else:
+            matrix = stacked_matrix(x_BTC, (self.query, self.key, self.value))
             own, other = self.value_mix.to(matrix.dtype)
             qk, v = matrix.tensor_split([-len(self.value.weight)])
             matrix = torch.cat([qk, own * v])  # a factor of values is one of their matrix, of which a copy is small
             added_BTGD = (other * value_BTC.to(matrix.dtype)).view(*x_BTC.shape[:2], -1, self.head_dim)
-        qkv_BTC = x_BTC @ matrix.T
+            qkv_BTC = x_BTC @ matrix.T
         weights = (None if norm is None else norm.weight for norm in (self.query_norm, self.key_norm))
         heads, kv_heads = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
         turn = (*self.rope.tables(0, x_BTC.shape[1]), *weights)

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.embedding import look_up, reference_look_up
-from lfs_cli.kernels.operation import compute_dtype, on_gpu
+from lfs_cli.kernels.operation import compute_dtype, on_gpu, operation
 
 
 def truncated_normal(weight: Tensor, sigma: float) -> None:
@@ -44,6 +45,8 @@ class Linear(nn.Module):
         truncated_normal(self.weight, (2 / (in_features + out_features)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        if sums_wide(x):
+            return stacked(x, (self,))
         cast = cast_before(x, (self,))
         return x @ (self.weight if cast is None else cast).T
 
@@ -68,7 +71,10 @@ def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
 
 def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Return what each of several layers makes of the same ``x``, (..., all their channels out), side by side."""
-    return x @ stacked_matrix(x, layers).T
+    if not sums_wide(x):
+        return x @ stacked_matrix(x, layers).T
+    cast = layers[0].cast if _fits(layers[0].cast, x, layers) else None
+    return _Product.apply(x.to(compute_dtype(x)), cast, *(layer.weight for layer in layers))
 
 
 def stacked_matrix(x: Tensor, layers: Sequence[Linear]) -> Tensor:
@@ -86,9 +92,13 @@ def cast_before(x: Tensor, layers: Sequence[Linear]) -> Tensor | None:
     Gradients go to the weights all the same.
     """
     cast = layers[0].cast
-    if cast is None or cast.dtype != compute_dtype(x) or len(cast) != sum(len(layer.weight) for layer in layers):
-        return None
-    return _Cast.apply(cast, *(layer.weight for layer in layers))
+    return _Cast.apply(cast, *(layer.weight for layer in layers)) if _fits(cast, x, layers) else None
+
+
+def _fits(cast: Tensor | None, x: Tensor, layers: Sequence[Linear]) -> bool:
+    """Return whether ``cast`` holds the matrices of these layers, in the type that ``x`` is multiplied in."""
+    rows = sum(len(layer.weight) for layer in layers)
+    return cast is not None and cast.dtype == compute_dtype(x) and len(cast) == rows
 
 
 class _Cast(torch.autograd.Function):
@@ -102,6 +112,50 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return None, *(part.to(ctx.dtype) for part in gradients[0].split(ctx.rows))
+
+
+class _Product(torch.autograd.Function):
+    """``x @ torch.cat(weights).to(x.dtype).T``, by what was cast before if that is at hand.
+
+    Gradients of the weights come in float32 from the product that sums them: they are not rounded to the type of
+    ``x`` in between, and no kernel is spent on widening them again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cast: Tensor | None, *weights: Tensor) -> Tensor:
+        matrix = torch.cat([weight.to(x.dtype) for weight in weights]) if cast is None else cast
+        ctx.save_for_backward(x, matrix)
+        ctx.rows = [len(weight) for weight in weights]
+        return x @ matrix.T
+
+    @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,), (x, matrix) = gradients, ctx.saved_tensors
+        dmatrix = _weight_gradient(*(t.reshape(-1, t.shape[-1]) for t in (dy, x)))
+        return dy @ matrix, None, *dmatrix.split(ctx.rows)
+
+
+@operation("weight_gradient")
+def _weight_gradient(dy_RN: Tensor, x_RC: Tensor) -> Tensor:
+    """Return the gradient of a matrix, dy^T x, (N, C), in float32."""
+    if not dy_RN.is_cuda:  # no product of narrow numbers is wide on other devices
+        return dy_RN.T.float() @ x_RC.float()
+    return torch.mm(dy_RN.T, x_RC, out_dtype=torch.float32)
+
+
+@torch.library.register_fake("lfs::weight_gradient")
+def _(dy_RN: Tensor, x_RC: Tensor) -> Tensor:
+    return dy_RN.new_empty((dy_RN.shape[1], x_RC.shape[1]), dtype=torch.float32)
+
+
+def sums_wide(x: Tensor) -> bool:
+    """Return whether gradients of matrices that ``x`` is multiplied by come in float32: a GPU makes them so by itself.
+
+    Only in training, and where products are in a narrower type.
+    """
+    return pays_to_stack(x) and compute_dtype(x) in (torch.bfloat16, torch.float16)
 
 
 def pays_to_stack(x: Tensor) -> bool:

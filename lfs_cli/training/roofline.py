@@ -222,6 +222,9 @@ def _seconds(func: Any, args: Any, result: Any, gpu: GPU) -> float:
         left, right = (args[0], args[1]) if name != "aten::baddbmm" else (args[1], args[2])
         *stack, M, K = left.shape
         return _product_seconds(prod(stack), M, K, right.shape[-1], gpu)
+    if name == "lfs::weight_gradient":
+        (R, N), C = args[0].shape, args[1].shape[1]
+        return _product_seconds(1, N, R, C, gpu)
     if name == "lfs::linear_cross_entropy":
         (R, C), V = args[0].shape, args[1].shape[0]
         # Logits are written, read twice and written, and read by two products
