@@ -29,6 +29,7 @@ from lfs_cli.benchmarks.measure import BENCHMARKS, Bench, Candidate, Row, descri
 from lfs_cli.benchmarks.optimizer import weight_shapes
 from lfs_cli.config import BenchConfig, KernelsBench
 from lfs_cli.kernels.adamw import AdamWTensors
+from lfs_cli.kernels.clip import length_and_factor, reference_length_and_factor
 from lfs_cli.kernels.embedding import look_up, reference_look_up
 from lfs_cli.kernels.flash_attention import flash_attention, unpacked
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy
@@ -37,6 +38,7 @@ from lfs_cli.kernels.reference_attention import reference_attention
 from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
 from lfs_cli.kernels.rotary_attention import rotary_attention
+from lfs_cli.kernels.self_check import relative_errors
 from lfs_cli.kernels.swiglu import reference_activation, relu2, silu, swiglu
 from lfs_cli.model.rope import RotaryEmbedding
 
@@ -218,7 +220,7 @@ KERNELS: dict[str, Build] = {
     "silu": partial(_activation, kind="silu"),
     "relu2": partial(_activation, kind="relu2"),
 }
-"""What is differentiated; `adamw` is measured besides."""
+"""What is differentiated; `adamw` and `clip` are measured besides."""
 
 
 @BENCHMARKS.register("kernels")
@@ -234,12 +236,13 @@ def bench_kernels(settings: BenchConfig, bench: Bench) -> list[Row]:
     compiles = on_gpu if asked.compile == "auto" else asked.compile
     bandwidth = _bandwidth(bench)
     found: list[Row] = []
-    for name in asked.names or (*KERNELS, "adamw"):
-        shown = (
-            _bench_adamw(asked, settings.seed, bench)
-            if name == "adamw"
-            else _bench_case(name, asked, rows, settings.seed, bench, compiles=compiles)
-        )
+    for name in asked.names or (*KERNELS, "adamw", "clip"):
+        if name == "adamw":
+            shown = _bench_adamw(asked, settings.seed, bench)
+        elif name == "clip":
+            shown = _bench_clip(asked, settings.seed, bench, compiles=compiles)
+        else:
+            shown = _bench_case(name, asked, rows, settings.seed, bench, compiles=compiles)
         for row in shown:
             rate = row["gigabytes_per_second"]
             row |= {
@@ -382,6 +385,37 @@ def _bench_adamw(asked: KernelsBench, seed: int, bench: Bench) -> list[Row]:
             "gigabytes_per_second": 28 * count / result.timing.median / 1e9 if result.timing else None,
             "tflops": None,
             "error": error if label == "lfs" else None,
+            **result.row(results[baseline], baseline),
+        }
+        for label, result in results.items()
+    ]
+
+
+def _bench_clip(asked: KernelsBench, seed: int, bench: Bench, *, compiles: bool) -> list[Row]:
+    count = asked.weights or (124_000_000 if bench.device.type == "cuda" else 1_000_000)
+    randn = _source(seed, replace(bench, dtype=torch.float32))
+    gradients = [randn(*shape).detach() for shape in weight_shapes(count)]
+    functions = {"eager": reference_length_and_factor, "lfs": length_and_factor}
+    if compiles:
+        torch._dynamo.reset()
+        functions["compiled"] = torch.compile(reference_length_and_factor, dynamic=False)
+    exact = reference_length_and_factor([x.double() for x in gradients], 1.0)
+    errors = relative_errors(length_and_factor(gradients, 1.0), exact)
+    results = bench.measure(
+        f"clip, {count:,} weights",
+        [Candidate(label, partial(run, gradients, 1.0), may_fail=True) for label, run in functions.items()],
+    )
+    baseline = "compiled" if compiles and results["compiled"].timing else "eager"
+    return [
+        {
+            "kernel": "clip",
+            "rows": count,
+            "width": 1,
+            "pass": "forward",
+            "implementation": label,
+            "gigabytes_per_second": 4 * count / result.timing.median / 1e9 if result.timing else None,
+            "tflops": None,
+            "error": max(errors) if label == "lfs" else None,
             **result.row(results[baseline], baseline),
         }
         for label, result in results.items()

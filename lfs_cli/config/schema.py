@@ -43,6 +43,7 @@ KernelName = Literal[
     "silu",
     "relu2",
     "adamw",
+    "clip",
 ]
 
 END_OF_TEXT = "<|endoftext|>"

@@ -1,7 +1,8 @@
 """Gradient clipping: when the gradient is too long, shorten it and keep its direction.
 
 `clip_gradients` does that at once. Training asks for the factor alone, `clip_scale`, and hands it to the optimizers
-with `step_scaled`: one that has a kernel multiplies as it reads, and saves a pass over all gradients.
+with `step_scaled`: one that has a kernel multiplies as it reads, and saves a pass over all gradients. On a GPU the
+factor comes from kernels too (`kernels/clip.py`).
 
 Source: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013 (arXiv:1211.5063), Algorithm 1.
 """
@@ -14,9 +15,8 @@ from math import isinf
 import torch
 from torch import Tensor
 
+from lfs_cli.kernels.clip import length_and_factor
 from lfs_cli.optimizers.base import Optimizer
-
-EPSILON = 1e-6
 
 
 def clip_scale(parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, Tensor | None]:
@@ -35,11 +35,8 @@ def clip_scale(parameters: Iterable[Tensor], max_norm: float) -> tuple[Tensor, T
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     if not gradients:
         return torch.zeros(()), None
-    wide = torch.promote_types(gradients[0].dtype, torch.float32)
-    norm = torch.stack(torch._foreach_norm(gradients, 2, wide)).norm()
-    if isinf(max_norm):
-        return norm, None
-    return norm, torch.where(norm > max_norm, max_norm / (norm + EPSILON), 1.0)
+    norm, scale = length_and_factor(gradients, max_norm)
+    return norm, None if isinf(max_norm) else scale
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

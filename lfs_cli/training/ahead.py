@@ -8,6 +8,7 @@ comes, and one too many costs a thread's time.
 """
 
 from contextlib import suppress
+from math import inf
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from lfs_cli.config import TrainConfig
 from lfs_cli.model.device import as_on_gpu, choose_compile
 from lfs_cli.model.self_checks import Case, Check, Listed, begin_checks, checks_of, listed_checks
-from lfs_cli.optimizers import OPTIMIZERS, AdamW, Muon, step_scaled
+from lfs_cli.optimizers import OPTIMIZERS, AdamW, Muon, clip_scale, step_scaled
 from lfs_cli.training.memory import resolved_for
 from lfs_cli.training.trace import fake_model, no_tokens, run_pass
 
@@ -51,7 +52,7 @@ def foreseen_checks(config: TrainConfig, device: torch.device, dtype: torch.dtyp
         dtype: Of the matrix products.
     """
     layers = min(config.model.layers, LAYERS)
-    changes = {"value_embeddings": min(config.model.value_embeddings, layers), "checkpointing": "none"}
+    changes = {"value_embeddings": min(config.model.value_embeddings, layers // 2), "checkpointing": "none"}
     model_config = resolved_for(config.model, device.type).model_copy(update={"layers": layers} | changes)
     is_hopper = torch.cuda.get_device_capability(device) == (9, 0)
     checks = {}
@@ -64,16 +65,22 @@ def foreseen_checks(config: TrainConfig, device: torch.device, dtype: torch.dtyp
 
 
 def _checks_of_optimizers(config: TrainConfig, device: torch.device) -> dict[Case, Check]:
-    """Return what the optimizers that have kernels ask for before they move a weight."""
-    checks = {}
+    """Return what clipping asks for, and the optimizers that have kernels, before a weight is moved."""
     scale = torch.ones((), device=device) if config.clip else None
+    with listed_checks() as checks, suppress(Listed):
+        clip_scale([_weight(device)], config.clip or inf)
     for group in config.optimizer:
         if OPTIMIZERS.get(group.name) not in (AdamW, Muon):
             continue
-        weight = nn.Parameter(torch.zeros(16, 16, device=device))
-        weight.grad = torch.zeros_like(weight)
-        optimizer = OPTIMIZERS.create(group.name, [("weight", weight)], lr=group.lr, **group.options)
+        optimizer = OPTIMIZERS.create(group.name, [("weight", _weight(device))], lr=group.lr, **group.options)
         with listed_checks() as found, suppress(Listed):
             step_scaled([optimizer], scale)
         checks |= found
     return checks
+
+
+def _weight(device: torch.device) -> nn.Parameter:
+    """Return one that has a gradient."""
+    weight = nn.Parameter(torch.zeros(16, 16, device=device))
+    weight.grad = torch.zeros_like(weight)
+    return weight

@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lfs_cli.kernels import adamw, embedding, linear_cross_entropy, muon, rms_norm, rope, swiglu
+from lfs_cli.kernels import adamw, clip, embedding, linear_cross_entropy, muon, rms_norm, rope, swiglu
 
 TYPES = {  # of what is not in the type of the model
     "targets_ptr": "*i64",
@@ -49,10 +49,12 @@ TYPES = {  # of what is not in the type of the model
     "order_ptr": "*i64",
     "dw_ptr": "*fp32",
     "parts_ptr": "*fp32",
+    "length_ptr": "*fp32",
+    "factor_ptr": "*fp32",
     "sums_ptr": "*fp32",
 }
 NUMBERS = {"softcap", "z_loss", "epsilon", "lr", "mean_gain", "beta2", "square_gain", "eps", "keep"}
-NUMBERS |= {"mean_correction", "square_correction", "momentum", "wide_rate", "tall_rate"}
+NUMBERS |= {"mean_correction", "square_correction", "momentum", "wide_rate", "tall_rate", "limit"}
 WHOLE = {"stride", "N", "C", "short", "long", "numbers"}
 """Whole numbers that are multiples of 16."""
 
@@ -91,6 +93,8 @@ def cases(dtype: str) -> Iterator[tuple[str, Any, dict[str, Any], int]]:
         yield f"muon before {len(pointers)}", muon._prepare, {"NESTEROV": True, **constants, **pointers}, 8
     yield "muon norm", muon._normalize, {"SUMS": muon.SUMS, "BLOCK": muon.BLOCK}, 8
     yield "muon after", muon._apply, constants, 8
+    yield "clip", clip._sum_squares, {"ALIGNED": True, "BLOCK": clip.BLOCK}, 8
+    yield "clip bound", clip._bound, {"PARTS": clip.PARTS}, 8
     constants = {"CHUNK": embedding.CHUNK, "BLOCK_C": embedding.MOST_CHANNELS}
     yield "embedding", embedding._look_up, {"BLOCK_N": embedding.CHUNK, "BLOCK_C": embedding.MOST_CHANNELS}, 4
     yield "embedding runs", embedding._sum_runs, constants, 4

@@ -21,7 +21,7 @@ from lfs_cli.kernels.rope import qk_norm_rope
 from lfs_cli.kernels.rotary_attention import rotary_attention
 from lfs_cli.kernels.swiglu import swiglu
 from lfs_cli.model.rope import RotaryEmbedding
-from lfs_cli.optimizers import AdamW, Muon
+from lfs_cli.optimizers import AdamW, Muon, clip_scale
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -51,7 +51,7 @@ def step(optimizer: type[AdamW] | type[Muon], *shapes: tuple[int, ...]) -> None:
     for _ in range(2):
         for weight in weights:
             weight.grad = torch.randn_like(weight)
-        moves.step(scale=torch.full((), 0.5, device=DEVICE))
+        moves.step(scale=clip_scale(weights, 0.5)[1])
     if ON_GPU:
         torch.cuda.synchronize()
     print(f"{optimizer.__name__} {shapes}", flush=True)

@@ -9,14 +9,11 @@ from torch import nn
 from lfs_cli.config import TrainConfig, load_config
 from lfs_cli.kernels import hopper_attention, operation, self_check, short_attention
 from lfs_cli.model import Transformer
-from lfs_cli.optimizers import OPTIMIZERS, build_optimizers
-from lfs_cli.runs.setup import training_loss
+from lfs_cli.optimizers import OPTIMIZERS
 from lfs_cli.training import ahead
 from lfs_cli.training.ahead import begin_kernels, foreseen_checks
-from lfs_cli.training.step import train_step
 
 CUDA = torch.device("cuda", 0)
-SMALL = {"width": 256, "layers": 3, "vocab_size": 5_000, "context_length": 256}
 
 
 @pytest.fixture
@@ -89,39 +86,6 @@ def test_what_cannot_be_foreseen_does_not_stop_a_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Transformer, "hidden", lambda *_, **__: 1 / 0)
     begin_kernels(config_of("config.json"), CUDA, torch.bfloat16)
     assert not begun
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("forgets_checks")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("speedrun.json", {"heads": 2}),
-        ("gpt2_small.json", {"heads": 4}),
-        ("config.json", {"heads": 8}),
-        ("config.json", {"heads": 8, "window": 64}),
-    ],
-    ids=str,
-)
-def test_a_first_step_asks_for_nothing_else(name: str, options: dict[str, int], dtype: torch.dtype) -> None:
-    changes = {f"model.{key}": value for key, value in {**SMALL, **options}.items()}
-    config = config_of(name, compile="false", **changes)
-    checks = foreseen_checks(config, CUDA, dtype)
-    model = Transformer(config.model).to(CUDA)
-    optimizers = build_optimizers(model, config.optimizer)
-    tokens, targets = torch.randint(5_000, (2, 16, 256), device=CUDA)
-    train_step(
-        training_loss(model, config, CUDA, dtype),
-        list(model.parameters()),
-        optimizers,
-        tokens,
-        targets,
-        passes=1,
-        clip=config.clip,
-    )
-    assert set(self_check._verdicts) == set(checks)
-    assert not any(self_check._verdicts.values())
 
 
 @pytest.mark.gpu
