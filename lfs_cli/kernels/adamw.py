@@ -160,15 +160,17 @@ class AdamWTensors:
         self._gradient_table: Tensor | None = None
         self._is_aligned = False
 
-    def holds(self, weights: Sequence[Tensor], means: Sequence[Tensor], squares: Sequence[Tensor]) -> bool:
+    def holds(
+        self,
+        weights: Sequence[Tensor],
+        means: Sequence[Tensor],
+        squares: Sequence[Tensor],
+        masters: Sequence[Tensor] | None = None,
+    ) -> bool:
         """Return whether this is of these very tensors, and they still lie where they lay when it was made."""
-        kept = (*self.weights, *self.means, *self.squares)
-        asked = (*weights, *means, *squares)
-        return (
-            len(kept) == len(asked)
-            and all(map(is_, kept, asked))
-            and self._addresses == addresses_of(weights, means, squares, self.masters or ())
-        )
+        kept = (*self.weights, *self.means, *self.squares, *(self.masters or ()))
+        asked = (*weights, *means, *squares, *(masters or ()))
+        return len(kept) == len(asked) and all(map(is_, kept, asked)) and self._addresses == addresses_of(asked)
 
     @torch.no_grad()
     def step(
@@ -264,7 +266,14 @@ def _reason(weights: Sequence[Tensor], state: Sequence[Tensor]) -> str | None:
     return unavailable_reason(weights[0].device.type, weights[0].dtype) if weights else None
 
 
-def is_usable(device: torch.device, weight: torch.dtype, gradient: torch.dtype, *, is_scaled: bool) -> bool:
+def is_usable(
+    device: torch.device,
+    weight: torch.dtype,
+    gradient: torch.dtype,
+    *,
+    is_scaled: bool,
+    has_masters: bool = False,
+) -> bool:
     """Return whether the kernel can run here and, on a small case, does what the definition does in float64.
 
     Args:
@@ -272,13 +281,17 @@ def is_usable(device: torch.device, weight: torch.dtype, gradient: torch.dtype, 
         weight: Type of the weights.
         gradient: Type of the gradients.
         is_scaled: Whether gradients are to be multiplied by a number on the device.
+        has_masters: Whether the weights are roundings of float32 ones.
     """
     if any(unavailable_reason(device.type, dtype) is not None for dtype in (weight, gradient)):
         return False
-    return is_trusted("AdamW", _errors, device, weight, gradient, is_scaled, allowed=LARGEST_ERROR)
+    case = weight, gradient, is_scaled, has_masters
+    return is_trusted("AdamW", _errors, device, *case, allowed=LARGEST_ERROR)
 
 
-def _errors(device: torch.device, weight: torch.dtype, gradient: torch.dtype, is_scaled: bool) -> list[float]:
+def _errors(
+    device: torch.device, weight: torch.dtype, gradient: torch.dtype, is_scaled: bool, has_masters: bool
+) -> list[float]:
     generator = torch.Generator(device).manual_seed(0)
     sizes = (BLOCK + 5, 3)  # a whole block, and parts of one
     drawn = [[torch.randn(size, generator=generator, device=device) for size in sizes] for _ in range(3)]
@@ -286,12 +299,13 @@ def _errors(device: torch.device, weight: torch.dtype, gradient: torch.dtype, is
     scale = torch.full((), 0.5, device=device) if is_scaled else None
     cases = []
     for wide in (torch.float64, torch.float32):  # float64 is what the kernel cannot do
-        zeros = [[torch.zeros_like(x, dtype=wide) for x in weights] for _ in range(2)]
+        means, squares = ([torch.zeros_like(x, dtype=wide) for x in weights] for _ in range(2))
         own = [x.clone() if wide == torch.float32 else x.double() for x in weights]
-        cases.append(AdamWTensors(own, *zeros))
+        masters = [x.to(wide, copy=True) for x in drawn[0]] if has_masters else None
+        cases.append(AdamWTensors(own, means, squares, masters))
         for step, each in enumerate(gradients, 1):
             cases[-1].step(each, step, lr=0.5, scale=scale)
-    exact, ours = (list(chain(case.weights, case.means, case.squares)) for case in cases)
+    exact, ours = (list(chain(case.weights, case.means, case.squares, case.masters or ())) for case in cases)
     return [
         float((mine.double() - right).abs().max() / right.abs().max().clamp(min=1) / torch.finfo(mine.dtype).eps)
         for mine, right in zip(ours, exact, strict=True)

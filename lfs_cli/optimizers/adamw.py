@@ -9,6 +9,7 @@ PyTorch's operations on lists, and on a CPU on one weight after the other. All r
 another stopped.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,11 +49,31 @@ class AdamW(Optimizer):
             raise ValueError(f"`betas` must be two numbers from 0 to below 1, and are {betas}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         self._fused: dict[int, AdamWTensors] = {}
+        self._copies: dict[Tensor, Tensor] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over another's state, as torch does in loading and copying: what the kernel knew is of other tensors."""
         self._fused = {}
+        self._copies = self.__dict__.get("_copies", {})
         super().__setstate__(state)
+
+    def keep_up(self, copies: Mapping[Tensor, Tensor]) -> set[Tensor]:
+        """Let the kernel write weights to these narrow copies too, as it moves them: it has the numbers at hand.
+
+        Where it cannot run, PyTorch's operations move the weight alone, and count up its version, which the kernel
+        leaves as it is.
+
+        Args:
+            copies: From float32 weights to contiguous tensors of their shape; weights of others are passed over.
+
+        Returns:
+            The weights whose copies will be kept.
+        """
+        if type(self) is not AdamW:
+            return set()
+        ours = {weight for group in self.param_groups for weight in group["params"]}
+        self._copies = {weight: copy for weight, copy in copies.items() if weight in ours and on_gpu(weight)}
+        return set(self._copies)
 
     def start(self, weight: Tensor) -> State:
         return {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
@@ -86,25 +107,36 @@ class AdamW(Optimizer):
     def _move(
         self, weights: list[Tensor], gradients: list[Tensor], states: list[State], group: Group, scale: Tensor | None
     ) -> None:
-        if self._has_kernel(weights[0], gradients[0], scale):
-            tensors = self._tensors(weights, states)
+        kept = [weight in self._copies for weight in weights]
+        if len(set(kept)) > 1:  # a launch for those with copies, and one for the others
+            found = list(zip(weights, gradients, states, strict=True))
+            for each in (True, False):
+                parts = [one for one, is_kept in zip(found, kept, strict=True) if is_kept is each]
+                self._move([w for w, _, _ in parts], [g for _, g, _ in parts], [s for _, _, s in parts], group, scale)
+            return
+        copies = [self._copies[weight] for weight in weights] if kept[0] else None
+        if self._has_kernel(weights[0], gradients[0], scale, copies):
+            tensors = self._tensors(weights, states, copies)
             if tensors.reason is None:
                 settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
                 tensors.step(gradients, states[0]["step"], **settings, scale=scale)
                 return
         super()._move(weights, gradients, states, group, scale)
 
-    def _has_kernel(self, weight: Tensor, gradient: Tensor, scale: Tensor | None) -> bool:
+    def _has_kernel(self, weight: Tensor, gradient: Tensor, scale: Tensor | None, copies: list[Tensor] | None) -> bool:
         if type(self) is not AdamW or type(weight) not in (Tensor, nn.Parameter):
             return False  # another rule, or a tensor that is not simply numbers in memory
         if scale is not None and scale.device != weight.device:
             return False
-        return is_usable(weight.device, weight.dtype, gradient.dtype, is_scaled=scale is not None)
+        dtype = weight.dtype if copies is None else copies[0].dtype
+        how = {"is_scaled": scale is not None, "has_masters": copies is not None}
+        return is_usable(weight.device, dtype, gradient.dtype, **how)
 
-    def _tensors(self, weights: list[Tensor], states: list[State]) -> AdamWTensors:
+    def _tensors(self, weights: list[Tensor], states: list[State], copies: list[Tensor] | None) -> AdamWTensors:
         """Return what the kernel knows of these weights, made anew when any of them is another or lies elsewhere."""
         means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        moved, masters = (weights, None) if copies is None else (copies, weights)
         known = self._fused.get(id(weights[0]))
-        if known is None or not known.holds(weights, means, squares):
-            known = self._fused[id(weights[0])] = AdamWTensors(weights, means, squares)
+        if known is None or not known.holds(moved, means, squares, masters):
+            known = self._fused[id(weights[0])] = AdamWTensors(moved, means, squares, masters)
         return known

@@ -234,7 +234,8 @@ def _loop(
     progress = recorder.progress
     schedule = build_schedule(config.schedule, config.steps)
     budget = Budget(config.steps, config.max_seconds)
-    parameters, casts = list(setup.model.parameters()), Casts(setup.model, setup.dtype)
+    parameters = list(setup.model.parameters())
+    casts = Casts(setup.model, setup.dtype, setup.optimizers)
     step = progress.step
     while True:
         saver.check()

@@ -61,10 +61,10 @@ def foreseen_checks(config: TrainConfig, device: torch.device, dtype: torch.dtyp
             checks = checks_of(lambda: run_pass(model, no_tokens(model, ROWS), dtype), device)
     if config.compile != "blocks" and choose_compile(config.compile, device):
         checks = {case: check for case, check in checks.items() if not check.kernel.startswith(COMPILED_INSTEAD)}
-    return checks | _checks_of_optimizers(config, device)
+    return checks | _checks_of_optimizers(config, device, dtype)
 
 
-def _checks_of_optimizers(config: TrainConfig, device: torch.device) -> dict[Case, Check]:
+def _checks_of_optimizers(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> dict[Case, Check]:
     """Return what clipping asks for, and the optimizers that have kernels, before a weight is moved."""
     scale = torch.ones((), device=device) if config.clip else None
     with listed_checks() as checks, suppress(Listed):
@@ -72,10 +72,16 @@ def _checks_of_optimizers(config: TrainConfig, device: torch.device) -> dict[Cas
     for group in config.optimizer:
         if OPTIMIZERS.get(group.name) not in (AdamW, Muon):
             continue
-        optimizer = OPTIMIZERS.create(group.name, [("weight", _weight(device))], lr=group.lr, **group.options)
+        weight = _weight(device)
+        optimizer = OPTIMIZERS.create(group.name, [("weight", weight)], lr=group.lr, **group.options)
         with listed_checks() as found, suppress(Listed):
             step_scaled([optimizer], scale)
         checks |= found
+        if isinstance(optimizer, AdamW) and dtype != torch.float32:  # of whose matrices `Casts` has copies
+            optimizer.keep_up({weight: weight.detach().to(dtype)})
+            with listed_checks() as found, suppress(Listed):
+                step_scaled([optimizer], scale)
+            checks |= found
     return checks
 
 

@@ -13,6 +13,7 @@ from lfs_cli.model import Transformer
 from lfs_cli.optimizers import build_optimizers
 from lfs_cli.runs.setup import training_loss
 from lfs_cli.training.ahead import foreseen_checks
+from lfs_cli.training.casts import Casts
 from lfs_cli.training.memory import resolved_for
 from lfs_cli.training.step import train_step
 
@@ -46,15 +47,15 @@ def test_a_first_step_asks_for_just_that(
         monkeypatch.setattr(flash_attention, "_self_check", lambda *_: None)  # the interpreter takes its time
         monkeypatch.setattr(self_check, "fault_of", lambda *_: None)
     config = config.model_copy(update={"model": resolved_for(config.model, "cuda")})
-    checks = foreseen_checks(config, device, dtype)
-    assert not self_check._verdicts
-
     with as_on_gpu(is_compiled=False) if INTERPRETED else nullcontext():
+        checks = foreseen_checks(config, device, dtype)
+        assert not self_check._verdicts
         model = Transformer(config.model).to(device)
         loss, weights = training_loss(model, config, device, dtype), list(model.parameters())
         optimizers = build_optimizers(model, config.optimizer)
         tokens, targets = torch.randint(300, (2, 2, T), device=device)
-        train_step(loss, weights, optimizers, tokens, targets, passes=1, clip=config.clip)
+        with Casts(model, dtype, optimizers).kept(1):
+            train_step(loss, weights, optimizers, tokens, targets, passes=1, clip=config.clip)
     assert set(self_check._verdicts) == set(checks)
     assert len(checks) >= 6
     assert not any(self_check._verdicts.values())

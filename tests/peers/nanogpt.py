@@ -32,6 +32,7 @@ from lfs_cli.runs.observer import Observer
 from lfs_cli.runs.setup import prepare, training_loss
 from lfs_cli.tokenizer import Tokenizer
 from lfs_cli.training.budget import Budget, lost_seconds
+from lfs_cli.training.casts import Casts
 from lfs_cli.training.cost import device_name, memory_bytes
 from lfs_cli.training.evaluate import evaluate
 from lfs_cli.training.graphs import WARM_UPS, CudaRecorder, GraphedPass, choose_graphs
@@ -250,14 +251,18 @@ def time_steps(config: TrainConfig, clone: Path, shape: Shape, *, batch: int, se
     model = Transformer(config.model).to(device)
     optimizers = build_optimizers(model, config.optimizer)
     loss, weights = training_loss(model, config, device, dtype), list(model.parameters())
+    casts = Casts(model, dtype, optimizers)
     is_replayed, _ = choose_graphs(config, device, batch)
     one_pass = GraphedPass(loss, model, CudaRecorder(device)) if is_replayed else None
 
     def step() -> None:
-        train_step(loss, weights, optimizers, *batches, passes=1, clip=config.clip, one_pass=one_pass)
+        with casts.kept(1):
+            train_step(loss, weights, optimizers, *batches, passes=1, clip=config.clip, one_pass=one_pass)
 
     candidates = [Candidate("lfs", step), Candidate("nanogpt", lambda: peer.step(*batches, passes=1))]
     peaks = {candidate.name: _peak_after_warm_up(candidate, device) for candidate in candidates}
+    if peaks["lfs"] is not None:
+        peaks["lfs"] += casts.bytes_held(1)  # from step to step
     found = Bench(device, dtype, repeats=30, max_seconds=seconds).measure("steps", candidates)
     rows = []
     for name, result in found.items():
