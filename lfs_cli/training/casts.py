@@ -118,11 +118,17 @@ class Casts:
         found: list[Tensor | None] = []
         for index, (copy, stack) in enumerate(zip(self._copies, self._matrices(), strict=True)):
             found.append(copy if is_used[index] else None)
-            now = [(weight._version, weight.data_ptr()) for weight in stack]
-            if is_used[index] and (index not in self._kept_up or self._fresh.get(index) != now):
+            if is_used[index] and not self._is_fresh(index, stack):
                 torch.cat(stack, out=copy)
-                self._fresh[index] = now
         return found
+
+    def _is_fresh(self, index: int, stack: Sequence[Tensor]) -> bool:
+        """Return whether a copy that is kept up has the weights as they are; from now on it is taken to have them."""
+        if index not in self._kept_up:
+            return False
+        before = self._fresh.get(index)
+        self._fresh[index] = [(weight._version, weight.data_ptr()) for weight in stack]
+        return before == self._fresh[index]
 
     def _give(self, copies: Sequence[Tensor | None]) -> None:
         *matrices, self._model.head_cast = copies
