@@ -12,6 +12,8 @@ Numerics: float32. A program sums `BLOCK` squares, and one sums what the program
 Layout:   tables as in `adamw.py`: for each program a tensor and the first of its numbers, and where the tensors are.
 Traffic:  reads every number once; the factor is multiplied by whoever reads the gradients next.
 Waiting:  nothing here waits for the GPU, save the self-check, once a process.
+Measured: one H200, 2026-11-30, `lfs bench kernels`: 0.128 ms for 124M numbers, 3.9 TB/s; PyTorch's operations on lists
+          0.183, and what torch.compile makes of them 0.860.
 Limits:   contiguous float32 tensors on one GPU. PyTorch does the rest: a launch for every few tensors, and a dozen for
           what comes after.
 """
