@@ -175,8 +175,8 @@ def _pick(
             refusal = refusal or UNORDERED
         if refusal is None and name != "reference":
             case = _key(step, name, q, k, mask)
-            if begins_backward and q.is_cuda and not is_known(case):
-                with listed_checks() as checks, suppress(Listed):
+            if begins_backward and _may_begin(q) and not is_known(case):
+                with listed_checks() as checks, suppress(Listed, ValueError):  # backward may refuse: it will say so
                     _pick("backward", implementation, q, k, v, deterministic, how)
                 begin_checks(checks)
             check = Check(f"{name} attention", q.device, partial(_self_check, step, name, q, k, how))
@@ -184,6 +184,11 @@ def _pick(
         if refusal is None:
             return _module(name)
     raise ValueError(f"flash_attention cannot run here: {refusal}")
+
+
+def _may_begin(q: Tensor) -> bool:
+    """Whether threads may launch kernels meanwhile: not while a CUDA graph is recorded, nor in the interpreter."""
+    return q.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
 def _self_check(step: str, name: str, q_BTHD: Tensor, k_BSGD: Tensor, how: dict[str, Any]) -> str | None:

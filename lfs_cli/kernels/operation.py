@@ -42,11 +42,12 @@ def operation(name: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
 
 
 class _Assumed(threading.local):
-    """What this thread takes for given."""
+    """What this thread takes for given. It is set for each object: torch.compile does not see a class change."""
 
-    gpu: bool | None = None
-    compiler = False
-    hopper = False
+    def __init__(self) -> None:
+        self.gpu: bool | None = None
+        self.compiler = False
+        self.hopper = False
 
 
 _assumed = _Assumed()
@@ -92,8 +93,22 @@ def _assuming(**changes: bool | None) -> Iterator[None]:
     try:
         yield
     finally:
-        vars(_assumed).clear()
         vars(_assumed).update(before)
+
+
+def under_same_assumptions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` for calls from elsewhere, under what is assumed here: autograd has threads of its own."""
+    if torch.compiler.is_compiling():  # one graph then, wherever it runs
+        return function
+    assumed = dict(vars(_assumed))
+    if assumed == vars(_Assumed()):
+        return function
+
+    def run(*inputs: Any, **more: Any) -> Any:
+        with _assuming(**assumed):
+            return function(*inputs, **more)
+
+    return run
 
 
 def as_compiled() -> bool:

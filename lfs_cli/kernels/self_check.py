@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -81,8 +81,8 @@ def is_trusted(
 def find_fault(case: Case, check: Check) -> str | None:
     """Return what is wrong with a kernel, or None. It is asked once for each case, and warns if something is.
 
-    While a CUDA graph is recorded, no number can be looked at: then a kernel is trusted, and the check waits for a
-    later call.
+    While a CUDA graph is recorded, no number can be looked at: then a kernel is trusted that no thread has checked, and
+    the check waits for a later call.
 
     Raises:
         Listed: In `listed_checks`.
@@ -93,11 +93,11 @@ def find_fault(case: Case, check: Check) -> str | None:
         wanted[case] = check
         raise Listed
     if case not in _verdicts:
-        if case in _under_way:
-            fault = _awaited(case, check)
-        elif _is_capturing(check.device):
-            return None
-        else:
+        begun = _under_way.pop(case, None)
+        fault = None if begun is None else _found_by(begun)
+        if begun is None or fault is not None:
+            if _is_capturing(check.device):
+                return None
             fault = check.run()
         _verdicts[case] = fault
         if fault is not None:
@@ -129,15 +129,20 @@ def listed_checks() -> Iterator[dict[Case, Check]]:
 
     A call that asks for one ends there, with `Listed`: what it would do with the answer needs numbers.
     """
-    _here.list = found = {}
+    before, found = getattr(_here, "list", None), {}
+    _here.list = found
     try:
         yield found
     finally:
-        _here.list = None
+        _here.list = before
 
 
 def begin_checks(checks: Mapping[Case, Check]) -> None:
-    """Begin to make checks in threads, save those that were made or begun before."""
+    """Begin to make checks in threads, save those that were made or begun before.
+
+    What a thread finds wrong is checked once more by who asks. A check must not ask for another one: all threads could
+    wait then.
+    """
     wanted = {case: check for case, check in checks.items() if not is_known(case)}
     if not wanted:
         return
@@ -147,6 +152,12 @@ def begin_checks(checks: Mapping[Case, Check]) -> None:
     executor.shutdown(wait=False)
 
 
+def cancel_checks() -> None:
+    """Give up what no thread has begun yet: the process would not end before."""
+    for begun in _under_way.values():
+        begun.cancel()
+
+
 def _run_on_its_device(check: Check) -> str | None:
     if check.device.type != "cuda":
         return check.run()
@@ -154,14 +165,12 @@ def _run_on_its_device(check: Check) -> str | None:
         return check.run()
 
 
-def _awaited(case: Case, check: Check) -> str | None:
-    """Return what a thread finds; make the check here where the thread could not, such as for lack of memory."""
+def _found_by(begun: Future[str | None]) -> str | None:
+    """Return what a thread finds wrong. It is believed when it finds nothing, as there may be less memory meanwhile."""
     try:
-        fault = _under_way[case].result()
-    except Exception:  # whatever it was: it is raised again here, or it is over
-        fault = check.run()
-    _under_way.pop(case, None)
-    return fault
+        return begun.result()
+    except (Exception, CancelledError) as error:
+        return str(error)
 
 
 def fault_of(errors_of: Callable[[], Sequence[float]], allowed: float) -> str | None:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from lfs_cli.kernels.operation import under_same_assumptions
+
 KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.bmm.default,
@@ -41,4 +43,4 @@ def checkpointed(kind: str) -> Callable[..., Tensor] | None:
 
 
 def _run(options: dict[str, Any], block: Callable[..., Tensor], x_BTC: Tensor, **more: Tensor | None) -> Tensor:
-    return checkpoint(partial(block, **more), x_BTC, **options)
+    return checkpoint(under_same_assumptions(partial(block, **more)), x_BTC, **options)

@@ -123,7 +123,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cast: Tensor | None, *weights: Tensor) -> Tensor:
-        matrix = torch.cat([weight.to(x.dtype) for weight in weights]) if cast is None else cast
+        matrix = cast
+        if matrix is None:
+            matrices = [weight.to(x.dtype) for weight in weights]
+            matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
         ctx.save_for_backward(x, matrix)
         ctx.rows = [len(weight) for weight in weights]
         return x @ matrix.T
@@ -133,8 +136,11 @@ class _Product(torch.autograd.Function):
     # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,), (x, matrix) = gradients, ctx.saved_tensors
+        dx = dy @ matrix if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[2:]):
+            return dx, None, *(None for _ in ctx.rows)
         dmatrix = _weight_gradient(*(t.reshape(-1, t.shape[-1]) for t in (dy, x)))
-        return dy @ matrix, None, *dmatrix.split(ctx.rows)
+        return dx, None, *dmatrix.split(ctx.rows)
 
 
 @operation("weight_gradient")

@@ -64,7 +64,8 @@ class AdamW(Optimizer):
         leaves as it is.
 
         Args:
-            copies: From float32 weights to contiguous tensors of their shape; weights of others are passed over.
+            copies: From float32 weights to contiguous tensors of their shape, all of one type. Weights that another
+                optimizer moves are passed over. They take the place of those of an earlier call.
 
         Returns:
             The weights whose copies will be kept.

@@ -103,7 +103,6 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
     """
     device, dtype, attention, reason = resolve(config)
     _check_room(config, device, folder)
-    begin_kernels(config, device, dtype)
     prepared = prepare(config, data, observer)
     tokenizer = Tokenizer.load(prepared.tokenizer)
     _check_tokenizer(config, tokenizer)
@@ -116,6 +115,7 @@ def set_up(config: TrainConfig, folder: Path, data: DataFolder, observer: Observ
         for tokens in (train_tokens, valid_tokens)
     )
 
+    begin_kernels(config, device, dtype)  # not before the text: what it lacks is said at once
     seed_everything(config.seed)
     model = Transformer(config.model).to(device)
     end_of_text = tokenizer.special_ids[END_OF_TEXT] if config.data.documents == "packed" else None

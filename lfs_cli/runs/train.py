@@ -33,6 +33,7 @@ from lfs_cli.runs.resume import keep_config, load_checkpoint, restore
 from lfs_cli.runs.saver import Saver, finish_writing
 from lfs_cli.runs.setup import Setup, set_up
 from lfs_cli.runs.stop import Stop, StoppedError, stop_signals
+from lfs_cli.training.ahead import cancel_checks
 from lfs_cli.training.anomaly import AnomalyError, first_bad_layer
 from lfs_cli.training.budget import Budget
 from lfs_cli.training.casts import Casts
@@ -130,11 +131,14 @@ def train_run(
     if resume:
         resume.refuse_traps()
     with fixed_order() if config.deterministic else nullcontext():
-        setup = set_up(config, resume.path if resume else runs, data, observer)
-        bounded = _bounded(config, setup, observer)
-        run = resume or _new_run(config, runs, setup)
-        with only_trainer(run.path):
-            return _train(bounded, setup, run, observer, given=config, is_resumed=resume is not None, stop=stop)
+        try:
+            setup = set_up(config, resume.path if resume else runs, data, observer)
+            bounded = _bounded(config, setup, observer)
+            run = resume or _new_run(config, runs, setup)
+            with only_trainer(run.path):
+                return _train(bounded, setup, run, observer, given=config, is_resumed=resume is not None, stop=stop)
+        finally:
+            cancel_checks()
 
 
 def _train(
@@ -156,6 +160,8 @@ def _train(
     microbatch = decide_microbatch(config, setup, recorder)
     has_graphs, why = choose_graphs(config, setup.device, rows_at_once(config, progress))
     graphs = GraphedPass(setup.loss, setup.model, CudaRecorder(setup.device)) if has_graphs else None
+    # A plugin may move weights in ways that PyTorch does not count
+    casts = Casts(setup.model, setup.dtype, () if config.plugins else setup.optimizers)
     observer.stage(
         f"training {setup.model.parameter_count():,} weights on {device_name(setup.device)} in "
         f"{setup.dtype}, attention `{setup.attention}` ({setup.reason}), ".replace("torch.", "")
@@ -177,7 +183,7 @@ def _train(
     with stop.patiently(), explained_memory(config, progress, setup.device), saver:
         while True:
             try:
-                is_complete = _loop(config, setup, graphs, recorder, saver, stop)
+                is_complete = _loop(config, setup, graphs, casts, recorder, saver, stop)
                 break
             except AnomalyError as anomaly:
                 saver.wait()
@@ -218,7 +224,13 @@ def _bounded(config: TrainConfig, setup: Setup, observer: Observer) -> TrainConf
 
 
 def _loop(
-    config: TrainConfig, setup: Setup, graphs: GraphedPass | None, recorder: Recorder, saver: Saver, stop: Stop
+    config: TrainConfig,
+    setup: Setup,
+    graphs: GraphedPass | None,
+    casts: Casts,
+    recorder: Recorder,
+    saver: Saver,
+    stop: Stop,
 ) -> bool:
     """Train from the last step of the run to its end, or until it is asked to stop.
 
@@ -235,7 +247,6 @@ def _loop(
     schedule = build_schedule(config.schedule, config.steps)
     budget = Budget(config.steps, config.max_seconds)
     parameters = list(setup.model.parameters())
-    casts = Casts(setup.model, setup.dtype, setup.optimizers)
     step = progress.step
     while True:
         saver.check()

@@ -4,7 +4,7 @@ With nothing compiled yet a run spends half of its start on its own kernels, one
 to them: Triton's compiler, ptxas, gcc, and the self-check of each. What it will need is known before: the model, its
 backward pass and the optimizers, run on tensors without numbers, name their self-checks, and threads make them all at
 once. The first step waits for what is not ready. Nothing depends on it: a check that was not foreseen is made as it
-comes, and one too many costs a thread's time.
+comes, and one too many costs a thread's time. A run that ends before its first step gives up what has not begun.
 """
 
 from contextlib import suppress
@@ -15,10 +15,12 @@ from torch import nn
 
 from lfs_cli.config import TrainConfig
 from lfs_cli.model.device import as_on_gpu, choose_compile
-from lfs_cli.model.self_checks import Case, Check, Listed, begin_checks, checks_of, listed_checks
+from lfs_cli.model.self_checks import Case, Check, Listed, begin_checks, cancel_checks, checks_of, listed_checks
 from lfs_cli.optimizers import OPTIMIZERS, AdamW, Muon, clip_scale, step_scaled
 from lfs_cli.training.memory import resolved_for
 from lfs_cli.training.trace import fake_model, no_tokens, run_pass
+
+__all__ = ["begin_kernels", "cancel_checks", "foreseen_checks"]
 
 COMPILED_INSTEAD = ("RMSNorm", "embedding")
 """Kernels whose work torch.compile does itself, where it has the whole model."""
@@ -47,7 +49,7 @@ def foreseen_checks(config: TrainConfig, device: torch.device, dtype: torch.dtyp
     """Return the self-checks that the first step of a run will ask for.
 
     Args:
-        config: The run. Where attention keeps to documents, its kernels are not foreseen.
+        config: The run. Where attention keeps to documents, the kernels of the model are not foreseen.
         device: A CUDA GPU.
         dtype: Of the matrix products.
     """

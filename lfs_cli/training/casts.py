@@ -6,12 +6,14 @@ where the copies of the step before were, so that CUDA graphs find them. AdamW's
 has just written the weight, and writes the copy beside it, 2 bytes. So a step of a single pass, which would cast each
 weight once by itself, has copies only of what AdamW keeps up.
 
-They take the place of copies that a pass keeps for its backward, so the peak of memory stays; with activation
-checkpointing a pass keeps none, and in layers that mix values it keeps its own, scaled: there it rises by them. If
-there is no memory for them when a run first wants them, its passes cast as they would without, to the end.
+They take the place of copies that a pass keeps for its backward, so the peak of a pass stays; with activation
+checkpointing a pass keeps none, and in layers that mix values it keeps its own, scaled: there it rises by them. Between
+passes they stay. If there is no memory for them when a run first wants them, its passes cast as they would without, to
+the end.
 
 A copy is fresh as long as nothing but that kernel has moved the weight: PyTorch counts what its own operations write,
-in the weight's version, and the kernel leaves that as it is.
+in the weight's version, and the kernel leaves that as it is. What moves `weight.data` is not counted, so a run with
+plugins has no copies that AdamW keeps up.
 
 Gradients come to the float32 weights as they do without, so losses, gradients and weights are the same to the bit.
 
@@ -30,7 +32,7 @@ from lfs_cli.model import Transformer
 from lfs_cli.model.attention import Attention
 from lfs_cli.model.device import is_out_of_memory
 from lfs_cli.model.feed_forward import SwiGLU
-from lfs_cli.model.layers import Linear, pays_to_stack
+from lfs_cli.model.layers import Linear, on_gpu, pays_to_stack
 from lfs_cli.optimizers import AdamW, Optimizer
 
 
@@ -44,9 +46,12 @@ class Casts:
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype, optimizers: Sequence[Optimizer] = ()) -> None:
-        self._model, self._dtype, self._optimizers = model, dtype, optimizers
+        self._model, self._dtype = model, dtype
         self._stacks = _stacks(model)
-        self._on_gpu = pays_to_stack(model.head_weight)
+        self._adams = [each for each in optimizers if type(each) is AdamW] if on_gpu(model.head_weight) else []
+        self._copies: dict[int, Tensor] = {}
+        """Where they are, by the index of their stack."""
+        self._has_memory = True
         self._fresh: dict[int, list[tuple[int, int]]] = {}
         """The versions and places of the weights of a stack, as its copy has them, by its index."""
 
@@ -84,42 +89,50 @@ class Casts:
         return [*([layer.weight for layer in stack] for stack in self._stacks), [self._model.head_weight]]
 
     @cached_property
-    def _copies(self) -> list[Tensor]:
-        """Where they are; empty where there was no memory, as another try would cost the allocator its cache."""
-        matrices = self._matrices()
-        shapes = [(sum(map(len, stack)), *stack[0].shape[1:]) for stack in matrices]
+    def _kept_up(self) -> set[int]:
+        """The stacks all of whose weights AdamW moves, by their index."""
+        moved = {weight for adam in self._adams for group in adam.param_groups for weight in group["params"]}
+        return {index for index, stack in enumerate(self._matrices()) if moved.issuperset(stack)}
+
+    def _make_room(self, wanted: Sequence[int]) -> None:
+        """Have a copy of each of these stacks, and tell AdamW of those that it is to keep up.
+
+        Where there is no memory for all, there is none of any, to the end: another try would cost the allocator its
+        cache.
+        """
+        missing = {index: self._matrices()[index] for index in wanted if index not in self._copies}
+        if not missing:
+            return
         try:
-            return [matrices[0][0].new_empty(shape, dtype=self._dtype) for shape in shapes]
+            for index, stack in missing.items():
+                shape = (sum(map(len, stack)), *stack[0].shape[1:])
+                self._copies[index] = stack[0].new_empty(shape, dtype=self._dtype)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return []
-
-    @cached_property
-    def _kept_up(self) -> set[int]:
-        """The stacks all of whose weights AdamW moves, by their index; it has been told of their copies then."""
-        adams = [optimizer for optimizer in self._optimizers if isinstance(optimizer, AdamW)]
-        if not (adams and self._on_gpu and self._copies):
-            return set()
+            self._copies.clear()
+            self._has_memory = False
         views: dict[Tensor, Tensor] = {}
-        for copy, stack in zip(self._copies, self._matrices(), strict=True):
-            views.update(zip(stack, copy.split([len(weight) for weight in stack]), strict=True))
-        kept: set[Tensor] = set()
-        for adam in adams:
-            kept |= adam.keep_up(views)
-        return {index for index, stack in enumerate(self._matrices()) if kept.issuperset(stack)}
+        for index in self._kept_up & self._copies.keys():
+            stack = self._matrices()[index]
+            views.update(zip(stack, self._copies[index].split([len(weight) for weight in stack]), strict=True))
+        for adam in self._adams:
+            adam.keep_up(views)
 
     @torch.no_grad()
     def _refreshed(self, passes: int) -> list[Tensor | None]:
         """Return the copies that a step of so many passes has, as the weights are now."""
-        is_used = [self._is_used(index, passes) for index in range(len(self._stacks) + 1)]
-        if not any(is_used) or not self._copies:
+        wanted = [index for index in range(len(self._stacks) + 1) if self._is_used(index, passes)]
+        if self._has_memory:
+            self._make_room(wanted)
+        if not (wanted and self._has_memory):
             return []
-        found: list[Tensor | None] = []
-        for index, (copy, stack) in enumerate(zip(self._copies, self._matrices(), strict=True)):
-            found.append(copy if is_used[index] else None)
-            if is_used[index] and not self._is_fresh(index, stack):
-                torch.cat(stack, out=copy)
+        found: list[Tensor | None] = [None] * (len(self._stacks) + 1)
+        matrices = self._matrices()
+        for index in wanted:
+            found[index] = copy = self._copies[index]
+            if not self._is_fresh(index, matrices[index]):
+                torch.cat(matrices[index], out=copy)
         return found
 
     def _is_fresh(self, index: int, stack: Sequence[Tensor]) -> bool:

@@ -48,6 +48,7 @@ def test_other_tensors_of_the_same_sizes_have_a_length_of_their_own() -> None:
 
 
 def test_tensors_may_begin_anywhere_and_have_no_numbers() -> None:
+    """Where they begin makes a difference on a GPU alone."""
     (whole,) = drawn(3 * BLOCK)
     assert_right([whole[1 : BLOCK + 2], whole[:0], whole[BLOCK + 2 : 2 * BLOCK + 3]], 1.0)
     length, factor = length_and_factor([whole[:0]], 1.0)

@@ -514,6 +514,22 @@ def test_nothing_is_checked_while_a_graph_is_recorded(hopper: Callable, monkeypa
     assert kernel.calls[1:] == ["forward 64", "forward 21"]
 
 
+@pytest.mark.parametrize(("needs", "deterministic"), [(False, False), (True, False), (True, True)])
+def test_the_check_of_gradients_begins_beside_that_of_the_output(
+    hopper: Callable, needs: bool, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = hopper()
+    monkeypatch.setattr(self_check, "_under_way", {})
+    monkeypatch.setattr(module, "_may_begin", lambda _: True)
+    (q, k, v), _ = draw(SHAPE, torch.float32, "cpu")
+    flash_attention(q.requires_grad_(needs), k, v, deterministic=deterministic, implementation="hopper")
+    begun = list(self_check._under_way.values())
+    assert [future.result(timeout=30) for future in begun] == [None] * (needs and not deterministic)
+    assert ("backward 64" in kernel.calls) == bool(begun)
+    flash_attention(q, k, v, implementation="hopper")
+    assert list(self_check._under_way.values()) == begun
+
+
 @pytest.mark.parametrize("as_setting", [True, False])
 def test_deterministic_gradients_are_summed_by_a_kernel_that_keeps_the_order(hopper: Callable, as_setting) -> None:
     kernel = hopper()

@@ -120,7 +120,7 @@ def test_where_the_kernel_is_not_used_copies_are_cast(monkeypatch: pytest.Monkey
     assert experiment.is_fresh()
 
 
-def test_only_what_adamw_moves_is_kept_up() -> None:
+def test_only_what_adamw_moves_is_kept_up_and_has_room() -> None:
     groups = [OptimizerGroup(match="*query*", name="lion", lr=0.001), ADAMW]
     experiment = Experiment(*groups)
     assert isinstance(experiment.optimizers[0], Lion)
@@ -128,6 +128,8 @@ def test_only_what_adamw_moves_is_kept_up() -> None:
     names = experiment.given()
     assert not [name for name in names if "query" in name]  # its stack is cast by the pass
     assert {"head", "blocks.0.attention.output", "blocks.1.feed_forward.gate"} <= set(names)
+    held = sum(copy.nbytes for copy in experiment.casts._copies.values())
+    assert held == experiment.casts.bytes_held(1) < experiment.casts.bytes_held(2)
     assert any("query" in name for name in experiment.given(passes=2))
     assert experiment.is_fresh()
 

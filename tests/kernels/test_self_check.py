@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from lfs_cli.kernels import self_check
+from lfs_cli.kernels.operation import as_on_gpu, on_gpu
 from lfs_cli.kernels.self_check import (
     Check,
     Listed,
     begin_checks,
+    cancel_checks,
     find_fault,
     is_known,
     is_trusted,
@@ -110,12 +112,53 @@ def test_checks_that_are_begun_are_made_at_once_and_awaited_by_who_asks() -> Non
     begin_checks({(name,): Check(name, CPU, check(fault)) for name, fault in (("right", None), ("wrong", "it is off"))})
     assert is_known(("right",))
     assert known_fault(("wrong",)) is None  # as nobody has asked
+    again = []
     with pytest.warns(RuntimeWarning, match="the wrong kernel fails its self-check on cpu and is not used: it is off"):
-        assert ask("wrong", not_again) == "it is off"
+        assert ask("wrong", lambda: again.append(1) or "it is off") == "it is off"
+    assert again == [1]  # a fault is looked at once more, by who asks
     assert ask("right", not_again) is None
     begin_checks({(name,): Check(name, CPU, not_again) for name in ("right", "wrong")})
+    assert not self_check._under_way
     assert [ask(name, not_again) for name in ("right", "wrong")] == [None, "it is off"]
     assert known_fault(("wrong",)) == "it is off"
+
+
+@pytest.mark.usefixtures("forgets_checks")
+def test_what_goes_wrong_in_a_thread_alone_is_not_held_against_a_kernel() -> None:
+    begin_checks({("busy",): Check("busy", CPU, lambda: "RuntimeError: cannot fork")})
+    assert ask("busy", lambda: None) is None  # and warns of nothing, which would be an error
+
+
+@pytest.mark.usefixtures("forgets_checks")
+def test_checks_that_have_not_begun_can_be_given_up() -> None:
+    goes_on = threading.Event()
+    many = {(n,): Check(str(n), CPU, lambda: goes_on.wait(30) and None) for n in range(3 * self_check.MOST_THREADS)}
+    begin_checks(many)
+    cancel_checks()
+    cancelled = [case for case, begun in self_check._under_way.items() if begun.cancelled()]
+    goes_on.set()
+    assert len(cancelled) >= 2 * self_check.MOST_THREADS
+    assert find_fault(cancelled[0], Check("given up", CPU, lambda: None)) is None
+
+
+@pytest.mark.usefixtures("forgets_checks")
+def test_a_thread_assumes_nothing_that_who_begins_assumes() -> None:
+    with as_on_gpu(is_compiled=False):
+        assert on_gpu(torch.ones(1))
+        begin_checks({("here",): Check("here", CPU, lambda: "it is a GPU" if on_gpu(torch.ones(1)) else None)})
+        assert ask("here", not_again) is None
+
+
+@pytest.mark.usefixtures("forgets_checks")
+def test_while_a_graph_is_recorded_what_a_thread_found_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_checks({("right",): Check("right", CPU, lambda: None), ("wrong",): Check("wrong", CPU, lambda: "it is off")})
+    monkeypatch.setattr(self_check, "_is_capturing", lambda _: True)
+    assert ask("right", not_again) is None
+    assert ask("wrong", not_again) is None
+    monkeypatch.setattr(self_check, "_is_capturing", lambda _: False)
+    assert ask("right", not_again) is None
+    with pytest.warns(RuntimeWarning, match="the wrong kernel"):
+        assert ask("wrong", lambda: "it is off") == "it is off"
 
 
 @pytest.mark.usefixtures("forgets_checks")
@@ -137,9 +180,15 @@ def test_while_checks_are_listed_none_is_made_and_calls_end_there() -> None:
         other = threading.Thread(target=ask, args=("elsewhere", lambda: None))
         other.start()
         other.join()
+        with listed_checks() as inner, pytest.raises(Listed):
+            ask("inner", not_again)
+        with pytest.raises(Listed):
+            ask("outer", not_again)
+    assert list(inner) == [("inner",)]
     assert not is_known(("made-up", CPU, 5))
     assert is_known(("elsewhere",))
-    (check,) = found.values()
+    check = found.pop(("made-up", CPU, 5))
+    assert list(found) == [("outer",)]
     assert check.run() == "it is off by 1, and rounding explains 0.5"
     with pytest.warns(RuntimeWarning, match="the made-up kernel"):
         assert not is_trusted("made-up", lambda *_: [1.0], CPU, 5, allowed=0.5)

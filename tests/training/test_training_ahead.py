@@ -83,6 +83,9 @@ def test_what_cannot_be_foreseen_does_not_stop_a_run(monkeypatch: pytest.MonkeyP
     assert not begun
     begin_kernels(config_of("config.json"), CUDA, torch.bfloat16)
     assert len(begun.pop()) == 4
+    with_plugin = config_of("config.json").model_copy(update={"plugins": ("plugin.py",)})
+    begin_kernels(with_plugin, CUDA, torch.bfloat16)
+    assert not begun
     monkeypatch.setattr(Transformer, "hidden", lambda *_, **__: 1 / 0)
     begin_kernels(config_of("config.json"), CUDA, torch.bfloat16)
     assert not begun

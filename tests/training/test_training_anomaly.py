@@ -141,3 +141,18 @@ def test_the_layer_is_named_also_where_a_gpu_computes_several_at_once(name: str)
     with as_on_gpu(is_compiled=False):
         found = first_bad_layer(model, loss, tokens_BT, tokens_BT, passes=1)
     assert found == f"the output of `blocks.1.{name}`"
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_gradients_are_looked_at_where_blocks_are_computed_twice(checkpointing: str) -> None:
+    shape = {"vocab_size": 50, "context_length": 8, "width": 16, "layers": 2, "heads": 2}
+    model = Transformer(ModelConfig(**shape, checkpointing=checkpointing))
+    model.blocks[0].feed_forward.up.weight.register_hook(lambda gradient: gradient * nan)
+    tokens_BT = torch.randint(50, (2, 8))
+
+    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
+        return next_token_loss(model.hidden(tokens), model.head_weight, targets)
+
+    with as_on_gpu(is_compiled=False):
+        found = first_bad_layer(model, loss, tokens_BT, tokens_BT, passes=2)
+    assert found == "the gradient of `blocks.0.feed_forward.up.weight`"

@@ -12,7 +12,7 @@ from lfs_cli.model.feed_forward import SwiGLU
 from lfs_cli.optimizers import OPTIMIZERS, SGD
 from lfs_cli.training.cost import parameter_count
 from lfs_cli.training.memory import predict_memory
-from lfs_cli.training.trace import optimizer_bytes, run_pass
+from lfs_cli.training.trace import fake_model, optimizer_bytes, run_pass
 
 SMALL = {"vocab_size": 300, "context_length": 16, "width": 16, "layers": 1, "heads": 2}
 
@@ -73,3 +73,10 @@ def test_the_pass_that_is_traced_has_the_loss_of_the_config(option: str) -> None
         run_pass(model, torch.arange(16)[None], torch.float32)
         gradients.append(model.head_weight.grad)
     assert not torch.allclose(*gradients)
+
+
+def test_no_kernel_can_be_launched_with_the_addresses_of_nothing() -> None:
+    with fake_model(ModelConfig(vocab_size=10, context_length=2, width=4, layers=1, heads=1)):
+        x = torch.empty(1)
+        with pytest.raises(RuntimeError, match="data pointer"):
+            x.data_ptr()
