@@ -146,7 +146,7 @@ def begin_checks(checks: Mapping[Case, Check]) -> None:
     wanted = {case: check for case, check in checks.items() if not is_known(case)}
     if not wanted:
         return
-    executor = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="self-check")
+    executor = ThreadPoolExecutor(min(MOST_THREADS, max(2, os.cpu_count() or 1)), thread_name_prefix="self-check")
     for case, check in wanted.items():
         _under_way[case] = executor.submit(_run_on_its_device, check)
     executor.shutdown(wait=False)
