@@ -35,7 +35,7 @@ from torch import Tensor
 from lfs_cli.kernels.compatibility import tl, triton
 from lfs_cli.kernels.operation import unavailable_reason
 from lfs_cli.kernels.self_check import is_trusted
-from lfs_cli.kernels.tables import addresses_of, on_device, tensor_at
+from lfs_cli.kernels.tables import addresses_of, block_tables, on_device, own_block, tensor_at
 
 BLOCK = 2048
 
@@ -104,9 +104,7 @@ def _step(
     BLOCK: tl.constexpr,
 ):
     """Move BLOCK weights of one tensor. `masters_ptr` and `scale_ptr` are None without them; keep is 1 - lr decay."""
-    tensor = tl.load(tensor_of_ptr + tl.program_id(0))
-    start = tl.load(block_of_ptr + tl.program_id(0)) * BLOCK
-    size = tl.load(sizes_ptr + tensor)
+    tensor, size, start = own_block(sizes_ptr, tensor_of_ptr, block_of_ptr, BLOCK)
     at = start + tl.arange(0, BLOCK)
     w_ptr = tensor_at(weights_ptr, tensor, WEIGHT, ALIGNED) + at
     g_ptr = tensor_at(gradients_ptr, tensor, GRADIENT, ALIGNED) + at
@@ -343,11 +341,7 @@ def _tables(tensors: AdamWTensors, device: torch.device) -> dict[str, Tensor]:
     lists = {"weights": tensors.weights, "means": tensors.means, "squares": tensors.squares}
     if tensors.masters is not None:
         lists["masters"] = tensors.masters
-    sizes = torch.tensor([weight.numel() for weight in tensors.weights], dtype=torch.int64)
-    blocks = (sizes + BLOCK - 1) // BLOCK
-    tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), blocks)
-    first = torch.repeat_interleave(blocks.cumsum(0) - blocks, blocks)
-    numbers = {"sizes": sizes, "tensor_of": tensor_of, "block_of": torch.arange(len(first)) - first}
-    return {name: on_device(addresses_of(group), device) for name, group in lists.items()} | {
-        name: on_device(table, device) for name, table in numbers.items()
-    }
+    blocks = block_tables([weight.numel() for weight in tensors.weights], BLOCK, device)
+    return {name: on_device(addresses_of(group), device) for name, group in lists.items()} | dict(
+        zip(("sizes", "tensor_of", "block_of"), blocks, strict=True)
+    )

@@ -26,7 +26,7 @@ from torch import Tensor
 from lfs_cli.kernels.compatibility import tl, triton
 from lfs_cli.kernels.operation import unavailable_reason
 from lfs_cli.kernels.self_check import LARGEST_ERROR, is_trusted, relative_errors
-from lfs_cli.kernels.tables import addresses_of, on_device, tensor_at
+from lfs_cli.kernels.tables import addresses_of, block_tables, on_device, own_block, tensor_at
 
 BLOCK = 8192
 PARTS = 4096
@@ -46,9 +46,7 @@ def _sum_squares(
     BLOCK: tl.constexpr,
 ):
     """Write the sum of the squares of BLOCK numbers of one tensor."""
-    tensor = tl.load(tensor_of_ptr + tl.program_id(0))
-    start = tl.load(block_of_ptr + tl.program_id(0)) * BLOCK
-    size = tl.load(sizes_ptr + tensor)
+    tensor, size, start = own_block(sizes_ptr, tensor_of_ptr, block_of_ptr, BLOCK)
     at = start + tl.arange(0, BLOCK)
     pointers = tensor_at(gradients_ptr, tensor, tl.float32, ALIGNED) + at
     if start + BLOCK <= size:  # a mask would make every access a single number
@@ -75,7 +73,7 @@ def length_and_factor(gradients: Sequence[Tensor], limit: float) -> tuple[Tensor
     """Return the length of all ``gradients`` together, and what to multiply them by so that it is at most ``limit``.
 
     Args:
-        gradients: At least one, all float or better and on one device.
+        gradients: At least one, all in float32 or better and on one device.
         limit: Largest length; infinity for any.
 
     Returns:
@@ -111,12 +109,8 @@ class _Tables:
     """
 
     def __init__(self, sizes: list[int], device: torch.device) -> None:
-        counts = torch.tensor(sizes, dtype=torch.int64)
-        blocks = (counts + BLOCK - 1) // BLOCK
-        tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), blocks)
-        first = torch.repeat_interleave(blocks.cumsum(0) - blocks, blocks)
-        self.sizes, self.programs = sizes, len(first)
-        self.fixed = [on_device(table, device) for table in (counts, tensor_of, torch.arange(len(first)) - first)]
+        self.sizes, self.blocks = sizes, block_tables(sizes, BLOCK, device)
+        self.programs = len(self.blocks[-1])
         self.addresses: list[int] = []
         self.places: Tensor | None = None
 
@@ -145,7 +139,7 @@ def _launch(gradients: Sequence[Tensor], limit: float) -> tuple[Tensor, Tensor]:
         if tables.programs:
             _sum_squares[(tables.programs,)](
                 places,
-                *tables.fixed,
+                *tables.blocks,
                 parts,
                 ALIGNED=not any(address % 16 for address in tables.addresses),
                 BLOCK=BLOCK,

@@ -1,7 +1,8 @@
 """Tables of addresses, by which one launch of a kernel serves many tensors, whatever their number and sizes.
 
 A table is made on the host and copied to the GPU, which the host does not wait for. Types are not in it: all tensors of
-a table have the one that the kernel is compiled for.
+a table have the one that the kernel is compiled for. A kernel that goes through all numbers of the tensors has a
+program for each block of them, and tables of which blocks there are.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,26 @@ def tensor_at(addresses_ptr, tensor, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     if ALIGNED:  # told to the compiler, which then reads 16 bytes at once
         pointer = tl.multiple_of(pointer, 16)
     return pointer
+
+
+@triton.jit
+def own_block(sizes_ptr, tensor_of_ptr, block_of_ptr, BLOCK: tl.constexpr):  # noqa: ANN201  numbers of Triton
+    """Return this program's tensor, its size, and the first of the BLOCK numbers in it that are this program's."""
+    tensor = tl.load(tensor_of_ptr + tl.program_id(0))
+    start = tl.load(block_of_ptr + tl.program_id(0)) * BLOCK
+    return tensor, tl.load(sizes_ptr + tensor), start
+
+
+def block_tables(sizes: Sequence[int], block: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `own_block` reads for tensors of these sizes: those, and a tensor and a block for each program."""
+    counts = torch.tensor(sizes, dtype=torch.int64)
+    blocks = (counts + block - 1) // block
+    tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), blocks)
+    first = torch.repeat_interleave(blocks.cumsum(0) - blocks, blocks)
+    sizes_table, tensor_table, block_table = (
+        on_device(table, device) for table in (counts, tensor_of, torch.arange(len(first)) - first)
+    )
+    return sizes_table, tensor_table, block_table
 
 
 def addresses_of(*lists: Sequence[Tensor]) -> list[int]:

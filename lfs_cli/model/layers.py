@@ -46,7 +46,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if sums_wide(x):
-            return stacked(x, (self,))
+            return _wide_product(x, (self,))
         cast = cast_before(x, (self,))
         return x @ (self.weight if cast is None else cast).T
 
@@ -71,8 +71,11 @@ def multiply_together(x: Tensor, layers: Sequence[Linear]) -> Sequence[Tensor]:
 
 def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Return what each of several layers makes of the same ``x``, (..., all their channels out), side by side."""
-    if not sums_wide(x):
-        return x @ stacked_matrix(x, layers).T
+    return _wide_product(x, layers) if sums_wide(x) else x @ stacked_matrix(x, layers).T
+
+
+def _wide_product(x: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """Do what `stacked` does, by `_Product`."""
     cast = layers[0].cast if _fits(layers[0].cast, x, layers) else None
     return _Product.apply(x.to(compute_dtype(x)), cast, *(layer.weight for layer in layers))
 

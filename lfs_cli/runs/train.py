@@ -18,6 +18,7 @@ from typing import Any
 from lfs_cli.config import TrainConfig, dump_config
 from lfs_cli.errors import CheckpointError
 from lfs_cli.files import replace_text
+from lfs_cli.kernels.self_check import cancel_checks
 from lfs_cli.model import load_state
 from lfs_cli.model.device import is_out_of_memory, release_memory
 from lfs_cli.optimizers import Optimizer, build_schedule
@@ -33,7 +34,6 @@ from lfs_cli.runs.resume import keep_config, load_checkpoint, restore
 from lfs_cli.runs.saver import Saver, finish_writing
 from lfs_cli.runs.setup import Setup, set_up
 from lfs_cli.runs.stop import Stop, StoppedError, stop_signals
-from lfs_cli.training.ahead import cancel_checks
 from lfs_cli.training.anomaly import AnomalyError, first_bad_layer
 from lfs_cli.training.budget import Budget
 from lfs_cli.training.casts import Casts

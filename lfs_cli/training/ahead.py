@@ -15,12 +15,10 @@ from torch import nn
 
 from lfs_cli.config import TrainConfig
 from lfs_cli.model.device import as_on_gpu, choose_compile
-from lfs_cli.model.self_checks import Case, Check, Listed, begin_checks, cancel_checks, checks_of, listed_checks
+from lfs_cli.model.foreseen_checks import Case, Check, Listed, begin_checks, checks_of, listed_checks
 from lfs_cli.optimizers import OPTIMIZERS, AdamW, Muon, clip_scale, step_scaled
 from lfs_cli.training.memory import resolved_for
 from lfs_cli.training.trace import fake_model, no_tokens, run_pass
-
-__all__ = ["begin_kernels", "cancel_checks", "foreseen_checks"]
 
 COMPILED_INSTEAD = ("RMSNorm", "embedding")
 """Kernels whose work torch.compile does itself, where it has the whole model."""

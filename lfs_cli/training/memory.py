@@ -12,7 +12,7 @@ cheap. On a CPU a compiled step has that of norms; some of what the compiler sav
 unseen.
 
 On one H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9 GB beside weights and state, of
-which 11.8 are foreseen; those of speedrun.json, a day later, 9.0, and 9.4 are foreseen. Kernels for Hopper GPUs may
+which 11.8 are foreseen; those of speedrun.json, a day later, 8.7, and 9.1 are foreseen. Kernels for Hopper GPUs may
 keep less than others: config.json held 2.59 GB there, and 2.9 without that of `short_attention.py`.
 """
 

@@ -221,6 +221,8 @@ def test_where_the_kernel_cannot_run_the_operations_do(why, device, launches) ->
 def test_addresses_are_sent_again_only_when_they_change(device, monkeypatch) -> None:
     sent, send = [], module.on_device
     monkeypatch.setattr(module, "on_device", lambda addresses, where: sent.append(addresses) or send(addresses, where))
+    made, make = [], module.block_tables
+    monkeypatch.setattr(module, "block_tables", lambda sizes, *how: made.append(sizes) or make(sizes, *how))
     monkeypatch.setattr(module, "unavailable", lambda *_: None)
     if not HAS_KERNELS:
         monkeypatch.setattr(module, "_step", {(1,): lambda *_, **__: None})
@@ -232,7 +234,8 @@ def test_addresses_are_sent_again_only_when_they_change(device, monkeypatch) -> 
         tensors.step([gradient], step, lr=0.1)
 
     assert sent[-3:] == [[x.data_ptr()] for x in (first, second, first)]
-    assert len(sent) == 6 + 3  # addresses of weights and state, and which program takes what
+    assert len(sent) == 3 + 3  # with the addresses of weights and state
+    assert made == [[3]]
 
 
 def raise_what_a_compiler_may(_: AdamWTensors) -> None:

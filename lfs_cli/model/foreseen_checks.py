@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lfs_cli.kernels.operation import OPERATIONS, as_it_is
-from lfs_cli.kernels.self_check import Case, Check, Listed, begin_checks, cancel_checks, listed_checks
+from lfs_cli.kernels.self_check import Case, Check, Listed, begin_checks, listed_checks
 
-__all__ = ["Case", "Check", "Listed", "begin_checks", "cancel_checks", "checks_of", "listed_checks"]
+__all__ = ["Case", "Check", "Listed", "begin_checks", "checks_of", "listed_checks"]
 
 
 def checks_of(function: Callable[[], object], device: torch.device) -> dict[Case, Check]:
