@@ -349,7 +349,7 @@ def backward(
             GROUP=H // G,
             D=D,
             STAGES=tile.stages,
-            DS_LAYOUT=_layout((128, 64), q_BTHD.dtype),
+            DS_LAYOUT=layout_of((128, 64), q_BTHD.dtype),
             PAIRS=None if turn is None else pairs_layout(D),
             CAUSAL=causal,
             IN_REGISTERS=tile.in_registers,
@@ -385,7 +385,7 @@ def is_aligned(x: Tensor) -> bool:
 
 
 @cache
-def _layout(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+def layout_of(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     """How a tile of this shape lies in shared memory."""
     from lfs_cli.kernels.gluon_compatibility import gl
 
@@ -424,7 +424,7 @@ def describe(x: Tensor, *block: int) -> Any:
 def _tiles(block: tuple[int, ...], dtype: torch.dtype) -> Any:
     from lfs_cli.kernels.gluon_compatibility import TensorDescriptor
 
-    return TensorDescriptor.from_tensor(torch.empty(block, dtype=dtype), list(block), _layout(block, dtype))
+    return TensorDescriptor.from_tensor(torch.empty(block, dtype=dtype), list(block), layout_of(block, dtype))
 
 
 @cache

@@ -21,9 +21,12 @@ Short:    where `short_attention.py` can run and there is no norm, one kernel tu
           way back. Then q' and k' are nowhere in memory, and qkv, o and L are what is saved. Shapes alone decide that,
           so that a trace of torch.compile decides as the call does; a kernel that fails its self-check is replaced
           inside of the operation.
+Turned:   without norms, and where `hopper_product.py` can run, the product that makes qkv turns queries and keys, which
+          are in memory once then: qkv, o and L are what is saved.
 Limits:   those of both. Where the kernel of `rope.py` cannot run, the two operations take its place.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +38,7 @@ from lfs_cli.kernels import reference_attention, rope, short_attention
 from lfs_cli.kernels.flash_attention import LARGEST_ERROR, checked_options, flash_attention, run_backward, unpacked
 from lfs_cli.kernels.hopper_attention import is_aligned
 from lfs_cli.kernels.operation import compute_dtype, operation
+from lfs_cli.kernels.product import as_rows, matrix_for, weight_gradient
 from lfs_cli.kernels.self_check import is_trusted, relative_errors
 
 
@@ -102,6 +106,81 @@ def rotary_attention(
         return flash_attention(q_BTHD, k_BTGD, v_BTGD, **mask, implementation=implementation)
     options = checked_options(q_BTHD, k_BTGD, causal, None, window, None, documents, None, implementation)
     return _RotaryAttention.apply(qkv_BTMD, heads, added_BTGD, *turn, epsilon, *options)
+
+
+def project_and_attend(
+    x_BTC: Tensor,
+    weights: Sequence[Tensor],
+    cast_NC: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    heads: int,
+    causal: bool = True,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Return `rotary_attention` of what a product makes of ``x``, which turns on the way. Differentiable, once.
+
+    For where `product.unavailable_reason` has nothing against it.
+
+    Args:
+        x_BTC: (B, T, C), in the type of the product.
+        weights: Matrices of queries, keys and values, (its heads D, C) each.
+        cast_NC: These below each other in the type of the product, or None.
+        cos: (T, D / 2), float32.
+        sin: (T, D / 2), float32.
+        heads: H.
+        causal: As in `flash_attention`, like all that follow.
+        window: How far a query sees.
+        documents: Cumulative lengths.
+        implementation: What computes attention.
+
+    Returns:
+        (B, T, H, D), contiguous.
+    """
+    one_BT1D = x_BTC[..., :1, None].expand(-1, -1, -1, 2 * cos.shape[1])  # options depend on shapes alone
+    options = checked_options(one_BT1D, one_BT1D, causal, None, window, None, documents, None, implementation)
+    return _ProjectAndAttend.apply(x_BTC, cast_NC, cos, sin, heads, options[0], options[1:], *weights)
+
+
+class _ProjectAndAttend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTC: Tensor,
+        cast_NC: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        heads: int,
+        spans_2BT: Tensor | None,
+        options: tuple[Any, ...],
+        *weights: Tensor,
+    ) -> Tensor:
+        matrix_NC, D = matrix_for(x_BTC, cast_NC, weights), 2 * cos.shape[1]
+        turned = heads + len(weights[1]) // D
+        qkv_RN = torch.ops.lfs.turned_product.default(as_rows(x_BTC), matrix_NC, cos, sin, turned)
+        qkv_BTMD = qkv_RN.view(*x_BTC.shape[:2], -1, D)
+        o_BTHD, L_BHT = torch.ops.lfs.flash_attention.default(*unpacked(qkv_BTMD, heads), spans_2BT, *options)
+        ctx.save_for_backward(x_BTC, matrix_NC, qkv_BTMD, o_BTHD, L_BHT, cos, sin, spans_2BT)
+        ctx.options, ctx.rows = options, [len(weight) for weight in weights]
+        return o_BTHD
+
+    @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTC, matrix_NC, qkv_BTMD, o_BTHD, L_BHT, cos, sin, spans_2BT = ctx.saved_tensors
+        q_BTHD, k_BTGD, _ = unpacked(qkv_BTMD, o_BTHD.shape[2])
+        tensors = *gradients, qkv_BTMD, q_BTHD, k_BTGD, None, o_BTHD, L_BHT, cos, sin, None, None
+        dqkv_BTMD, _ = _backward_operation(*tensors, 0.0, spans_2BT, *ctx.options)
+        dqkv_RN = dqkv_BTMD.view(-1, len(matrix_NC))
+        dx = (dqkv_RN @ matrix_NC).view(x_BTC.shape) if ctx.needs_input_grad[0] else None
+        dweights: Sequence[Tensor | None] = [None for _ in ctx.rows]
+        if any(ctx.needs_input_grad[7:]):
+            dweights = weight_gradient(dqkv_RN, as_rows(x_BTC)).split(ctx.rows)
+        return dx, *(None for _ in range(6)), *dweights
 
 
 def not_short(
@@ -197,7 +276,8 @@ def _backward_operation(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of all M heads in one contiguous tensor, and of both norm weights, (2, D), float32.
 
-    Values are those in qkv, or the sums of them and of what was added.
+    Values are those in qkv, or the sums of them and of what was added. Its queries and keys are read with norm weights
+    alone, and without those may be turned already.
     """
     options = (spans_2BT, causal, scale, window, softcap, deterministic, implementation)
     dqkv_BTMD = torch.empty(qkv_BTMD.shape, dtype=qkv_BTMD.dtype, device=qkv_BTMD.device)

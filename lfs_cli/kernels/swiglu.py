@@ -107,6 +107,11 @@ def unavailable(x: Tensor) -> str | None:
     return unavailable_reason(x.device.type, x.dtype)
 
 
+def swiglu_gradient(dy: Tensor, gate_up: Tensor) -> Tensor:
+    """Return the gradient of `swiglu` at ``gate_up``, (..., 2 F), from that of its result, (..., F)."""
+    return (_reference_backward if unavailable(gate_up) else _backward_operation)("swiglu", dy, gate_up)
+
+
 def reference_activation(kind: str, x: Tensor) -> Tensor:
     """The definition, in float32 or better.
 

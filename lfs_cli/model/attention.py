@@ -42,13 +42,24 @@ from torch.autograd.function import once_differentiable
 
 from lfs_cli.errors import ConfigError, DeviceError
 from lfs_cli.kernels import flash_attention as flash
+from lfs_cli.kernels import product
+from lfs_cli.kernels.hopper_attention import HEAD_DIMS as HOPPER_HEAD_DIMS
 from lfs_cli.kernels.operation import compute_dtype, on_gpu
 from lfs_cli.kernels.reference_attention import document_spans, visible
 from lfs_cli.kernels.rope import qk_norm_rope
-from lfs_cli.kernels.rotary_attention import not_short, rotary_attention
+from lfs_cli.kernels.rotary_attention import not_short, project_and_attend, rotary_attention
 from lfs_cli.kernels.short_attention import HEAD_DIM as SHORT_HEAD_DIM
 from lfs_cli.model.cache import KVCache
-from lfs_cli.model.layers import Linear, multiply_together, pays_to_stack, softmax, stacked, stacked_matrix
+from lfs_cli.model.layers import (
+    Linear,
+    kept_cast,
+    multiply_together,
+    pays_to_stack,
+    softmax,
+    stacked,
+    stacked_matrix,
+    sums_wide,
+)
 from lfs_cli.model.norm import RMSNorm
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.registry import Registry
@@ -416,21 +427,39 @@ class Attention(nn.Module):
     def _attend_packed(self, x_BTC: Tensor, value_BTC: Tensor | None, mask: dict[str, Any], kernel: str) -> Tensor:
         """Return (B, T, H, D): all before the last product. The gradients of q, k and v come back in one tensor."""
         assert self.rope is not None  # `_kernel_of_all`
+        layers = self.query, self.key, self.value
+        heads, kv_heads = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
+        tables = self.rope.tables(0, x_BTC.shape[1])
+        if self._turns_in_product(x_BTC):
+            x_BTC = x_BTC.to(compute_dtype(x_BTC))
+            weights = [layer.weight for layer in layers]
+            given = x_BTC, weights, kept_cast(x_BTC, layers), *tables
+            return project_and_attend(*given, heads=heads, implementation=kernel, **mask)
         added_BTGD = None
         if self.value_mix is None or value_BTC is None:
-            qkv_BTC = stacked(x_BTC, (self.query, self.key, self.value))
+            qkv_BTC = stacked(x_BTC, layers)
         else:
-            matrix = stacked_matrix(x_BTC, (self.query, self.key, self.value))
+            matrix = stacked_matrix(x_BTC, layers)
             own, other = self.value_mix.to(matrix.dtype)
             qk, v = matrix.tensor_split([-len(self.value.weight)])
             matrix = torch.cat([qk, own * v])  # a factor of values is one of their matrix, of which a copy is small
             added_BTGD = (other * value_BTC.to(matrix.dtype)).view(*x_BTC.shape[:2], -1, self.head_dim)
             qkv_BTC = x_BTC @ matrix.T
         weights = (None if norm is None else norm.weight for norm in (self.query_norm, self.key_norm))
-        heads, kv_heads = (len(layer.weight) // self.head_dim for layer in (self.query, self.key))
-        turn = (*self.rope.tables(0, x_BTC.shape[1]), *weights)
         how = {"heads": heads, "kv_heads": kv_heads, "added_BTGD": added_BTGD, "epsilon": self.epsilon}
-        return rotary_attention(qkv_BTC, *turn, **how, implementation=kernel, **mask)
+        return rotary_attention(qkv_BTC, *tables, *weights, **how, implementation=kernel, **mask)
+
+    def _turns_in_product(self, x_BTC: Tensor) -> bool:
+        """Return whether the product that makes queries and keys turns them: not where something comes in between.
+
+        Nor where attention does it, of short sequences.
+        """
+        if self.query_norm is not None or self.value_mix is not None or self.head_dim not in HOPPER_HEAD_DIMS:
+            return False
+        if not sums_wide(x_BTC) or x_BTC.shape[0] * x_BTC.shape[1] < product.ROWS:
+            return False
+        channels = sum(len(layer.weight) for layer in (self.query, self.key, self.value))
+        return _no_product_reason(x_BTC.device, compute_dtype(x_BTC), x_BTC.shape[2], channels) is None
 
     def _turned(self, q_BTHD: Tensor, k_BTGD: Tensor, positions: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Normalize queries and keys, and turn them by their positions, as far as this layer does either."""
@@ -445,6 +474,12 @@ class Attention(nn.Module):
             return q_BTHD, k_BTGD
         q_BHTD, k_BGTD = (self.rope(heads.transpose(1, 2), positions, start) for heads in (q_BTHD, k_BTGD))
         return q_BHTD.transpose(1, 2), k_BGTD.transpose(1, 2)
+
+
+@torch.compiler.assume_constant_result
+def _no_product_reason(device: torch.device, dtype: torch.dtype, *sizes: int) -> str | None:
+    """Ask once where torch.compile traces, which cannot look at a GPU."""
+    return product.unavailable_reason(device, dtype, *sizes)
 
 
 def _turns_by_kernel(q_BTHD: Tensor) -> bool:

@@ -22,6 +22,7 @@ from lfs_cli.kernels.operation import under_same_assumptions
 KEPT = (
     torch.ops.aten.mm.default,
     torch.ops.aten.bmm.default,
+    torch.ops.lfs.turned_product.default,
     torch.ops.lfs.flash_attention.default,
     torch.ops.lfs.short_attention.default,
 )

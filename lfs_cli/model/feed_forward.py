@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lfs_cli.kernels.operation import compute_dtype
+from lfs_cli.kernels.product import as_rows, gated_product, gated_product_backward, matrix_for, weight_gradient
 from lfs_cli.kernels.swiglu import swiglu
-from lfs_cli.model.layers import Linear, pays_to_stack, stacked
+from lfs_cli.model.layers import Linear, kept_cast, pays_to_stack, stacked, sums_wide
 from lfs_cli.registry import Registry
 
 FEED_FORWARDS: Registry[type[nn.Module]] = Registry("feed-forward", room="lfs_cli.model")
@@ -55,18 +57,63 @@ class SwiGLU(nn.Module):
     Args:
         width: Channels in and out (C).
         hidden: Hidden channels (F).
+
+    Attributes:
+        is_joined: Whether products and gates may be one operation, whose results are kept or forgotten together.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
+        self.is_joined = True
         self.gate = Linear(width, hidden)
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_joined and sums_wide(x):
+            stacks = (self.gate, self.up), (self.down,)
+            casts = (kept_cast(x, layers) for layers in stacks)
+            return _Gated.apply(x.to(compute_dtype(x)), *casts, *(layer.weight for layer in sum(stacks, ())))
         if pays_to_stack(x):
             return self.down(swiglu(stacked(x, (self.gate, self.up))))
         return self.down(silu(self.gate(x)) * self.up(x))
+
+
+class _Gated(torch.autograd.Function):
+    """The whole of `SwiGLU`, so that its gate is taken by the product before it, in both directions.
+
+    Keeps what its parts would keep.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate_up_cast: Tensor | None,
+        down_cast: Tensor | None,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+    ) -> Tensor:
+        gate_up_NC, down_CF = matrix_for(x, gate_up_cast, (gate, up)), matrix_for(x, down_cast, (down,))
+        a_RN, y_RF = gated_product(as_rows(x), gate_up_NC)
+        ctx.save_for_backward(x, gate_up_NC, down_CF, a_RN, y_RF)
+        return (y_RF @ down_CF.T).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate_up_NC, down_CF, a_RN, y_RF = ctx.saved_tensors
+        do_RC = as_rows(gradients[0])
+        *_, gate_wanted, up_wanted, down_wanted = ctx.needs_input_grad
+        ddown = weight_gradient(do_RC, y_RF) if down_wanted else None
+        da_RN = gated_product_backward(do_RC, down_CF, a_RN)
+        dx = (da_RN @ gate_up_NC).view(x.shape) if ctx.needs_input_grad[0] else None
+        dgate = dup = None
+        if gate_wanted or up_wanted:
+            dgate, dup = weight_gradient(da_RN, as_rows(x)).chunk(2)
+        return dx, None, None, dgate, dup, ddown
 
 
 @FEED_FORWARDS.register("silu")

@@ -38,7 +38,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in OPERATIONS:
-            with as_it_is(), listed_checks() as found, suppress(Listed):
+            with as_it_is(), listed_checks() as found, suppress(Listed), self:  # which sees the operations in it, too
                 OPERATIONS[func](*tree_map(self._there, args), **tree_map(self._there, kwargs or {}))
             self.found |= found
         return func(*args, **(kwargs or {}))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.embedding import look_up, reference_look_up
-from lfs_cli.kernels.operation import compute_dtype, on_gpu, operation
+from lfs_cli.kernels.operation import compute_dtype, on_gpu
+from lfs_cli.kernels.product import as_rows, matrix_for, weight_gradient
 
 
 def truncated_normal(weight: Tensor, sigma: float) -> None:
@@ -76,8 +77,7 @@ def stacked(x: Tensor, layers: Sequence[Linear]) -> Tensor:
 
 def _wide_product(x: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Do what `stacked` does, by `_Product`."""
-    cast = layers[0].cast if _fits(layers[0].cast, x, layers) else None
-    return _Product.apply(x.to(compute_dtype(x)), cast, *(layer.weight for layer in layers))
+    return _Product.apply(x.to(compute_dtype(x)), kept_cast(x, layers), *(layer.weight for layer in layers))
 
 
 def stacked_matrix(x: Tensor, layers: Sequence[Linear]) -> Tensor:
@@ -126,10 +126,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cast: Tensor | None, *weights: Tensor) -> Tensor:
-        matrix = cast
-        if matrix is None:
-            matrices = [weight.to(x.dtype) for weight in weights]
-            matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
+        matrix = matrix_for(x, cast, weights)
         ctx.save_for_backward(x, matrix)
         ctx.rows = [len(weight) for weight in weights]
         return x @ matrix.T
@@ -142,21 +139,13 @@ class _Product(torch.autograd.Function):
         dx = dy @ matrix if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[2:]):
             return dx, None, *(None for _ in ctx.rows)
-        dmatrix = _weight_gradient(*(t.reshape(-1, t.shape[-1]) for t in (dy, x)))
+        dmatrix = weight_gradient(as_rows(dy), as_rows(x))
         return dx, None, *dmatrix.split(ctx.rows)
 
 
-@operation("weight_gradient")
-def _weight_gradient(dy_RN: Tensor, x_RC: Tensor) -> Tensor:
-    """Return the gradient of a matrix, dy^T x, (N, C), in float32."""
-    if not dy_RN.is_cuda:  # no product of narrow numbers is wide on other devices
-        return dy_RN.T.float() @ x_RC.float()
-    return torch.mm(dy_RN.T, x_RC, out_dtype=torch.float32)
-
-
-@torch.library.register_fake("lfs::weight_gradient")
-def _(dy_RN: Tensor, x_RC: Tensor) -> Tensor:
-    return dy_RN.new_empty((dy_RN.shape[1], x_RC.shape[1]), dtype=torch.float32)
+def kept_cast(x: Tensor, layers: Sequence[Linear]) -> Tensor | None:
+    """Return the matrices of layers as this step has cast them before, if it has: without a way for gradients."""
+    return layers[0].cast if _fits(layers[0].cast, x, layers) else None
 
 
 def sums_wide(x: Tensor) -> bool:

@@ -38,7 +38,7 @@ from lfs_cli.kernels.operation import compute_dtype
 from lfs_cli.model.attention import Attention, resolve_attention
 from lfs_cli.model.cache import KVCache
 from lfs_cli.model.checkpointing import checkpointed
-from lfs_cli.model.feed_forward import FEED_FORWARDS
+from lfs_cli.model.feed_forward import FEED_FORWARDS, SwiGLU
 from lfs_cli.model.layers import Embedding, Linear, look_up_together
 from lfs_cli.model.norm import NORMS
 from lfs_cli.model.rope import RotaryEmbedding
@@ -71,6 +71,8 @@ class Block(nn.Module):
         )
         self.feed_forward_norm = NORMS.create(config.norm, config.width, config.norm_epsilon)
         self.feed_forward = FEED_FORWARDS.create(config.feed_forward, config.width, config.feed_forward_width)
+        if type(self.feed_forward) is SwiGLU:
+            self.feed_forward.is_joined = config.checkpointing != "selective"  # which keeps products, and no gates
         self.skip_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_skip else None
         if config.zero_init:
             nn.init.zeros_(self.attention.output.weight)

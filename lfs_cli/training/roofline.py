@@ -226,6 +226,12 @@ def _seconds(func: Any, args: Any, result: Any, gpu: GPU) -> float:
     if name == "lfs::weight_gradient":
         (R, N), C = args[0].shape, args[1].shape[1]
         return _product_seconds(1, N, R, C, gpu)
+    if name in ("lfs::gated_product", "lfs::turned_product"):
+        (R, C), N = args[0].shape, len(args[1])
+        return _product_seconds(1, R, C, N, gpu)
+    if name == "lfs::gated_product_backward":
+        (R, C), F = args[0].shape, args[1].shape[1]
+        return _product_seconds(1, R, C, F, gpu)
     if name == "lfs::linear_cross_entropy":
         (R, C), V = args[0].shape, args[1].shape[0]
         # Logits are written, read twice and written, and read by two products

@@ -15,7 +15,15 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from lfs_cli.kernels import hopper_attention as hopper
-from lfs_cli.kernels import hopper_backward, hopper_forward, hopper_short, short_attention
+from lfs_cli.kernels import (
+    hopper_backward,
+    hopper_forward,
+    hopper_short,
+    hopper_swiglu,
+    hopper_turned,
+    product,
+    short_attention,
+)
 
 DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 TYPES = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}
@@ -102,6 +110,40 @@ def short_report(step: str, T: int, dtype: str, layouts: dict[str, Any]) -> dict
         "spilled": spilled(sass.splitlines()),
         "registers": int(re.findall(r"Used (\d+) registers", said)[-1]),
     }
+
+
+def product_of(name: str, kernel: Any, types: dict[str, str], **constants: int) -> dict[str, Any]:
+    """One of the products with something behind them."""
+    types |= {"x_desc": described("bf16", 64, 64), "do_desc": described("bf16", 64, 64)}
+    types = {n: kind for n, kind in types.items() if n in kernel.arg_names}
+    all_constants = {
+        "STAGES": product.STAGES,
+        "SUMS": gl.NVMMASharedLayout.get_default_for([64, 128], gl.bfloat16),
+        "REGISTERS": product.MULTIPLIER,
+        "FINISHER_REGISTERS": product.FINISHER,
+        "LOADER_REGISTERS": product.LOADER,
+        **constants,
+    }
+    compiled, said, sass = build(kernel, types, all_constants, num_warps=4, maxnreg=product.BEFORE)
+    return about(f"product {name}", compiled, said, sass) | {"spilled": spilled(sass.splitlines())}
+
+
+def gated(F: int) -> dict[str, Any]:
+    types = dict.fromkeys(("gates_desc", "ups_desc"), described("bf16", 128, 64))
+    types |= dict.fromkeys(("gate_desc", "up_desc"), described("bf16", 64, 128)) | {"y_ptr": "*bf16"}
+    return product_of(f"gated {F}", hopper_swiglu.forward, types, COLUMNS=F)
+
+
+def gated_backward(F: int) -> dict[str, Any]:
+    types = dict.fromkeys(("down_desc", "next_down_desc"), described("bf16", 64, 128))
+    types |= dict.fromkeys(("x_ptr", "dx_ptr"), "*bf16")
+    return product_of(f"gated backward {F}", hopper_swiglu.backward, types, COLUMNS=F)
+
+
+def turned(N: int, D: int) -> dict[str, Any]:
+    types = dict.fromkeys(("w_desc", "next_w_desc"), described("bf16", 128, 64))
+    types |= {"y_ptr": "*bf16"} | dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
+    return product_of(f"turned {N} {D}", hopper_turned.forward, types, COLUMNS=N, D=D)
 
 
 def build(
@@ -200,6 +242,8 @@ def main() -> None:
         backward(64, causal=True, turns=True),
         backward(128, causal=True, turns=True),
         *(short(T) for T in (128, 256) for short in (short_forward, short_backward)),
+        *(kernel(F) for F in (1344, 2048) for kernel in (gated, gated_backward)),
+        *(turned(N, D) for N, D in ((2304, 64), (3072, 128))),
     ):
         print(json.dumps(row), flush=True)
 

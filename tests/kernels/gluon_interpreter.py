@@ -32,7 +32,7 @@ KERNELS_AS_THEY_ARE = Path(__file__).parents[2] / "lfs_cli" / "kernels"
 KERNELS = KERNELS_AS_THEY_ARE
 """Where kernels are loaded from; tests that break one name another folder, with that one in it."""
 
-SHARED = ("hopper_buffers", "hopper_rope")
+SHARED = ("hopper_buffers", "hopper_rope", "hopper_product")
 """What kernels import."""
 
 

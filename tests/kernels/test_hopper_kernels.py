@@ -454,7 +454,7 @@ def compiled() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def reports(compiled: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of those whose warps part."""
-    return [report for report in compiled if not report["kernel"].startswith("short")]
+    return [report for report in compiled if not report["kernel"].startswith(("short", "product"))]
 
 
 @pytest.fixture(scope="module")
@@ -505,3 +505,16 @@ def test_softmax_of_short_sequences_lies_beside_the_product_before_it(short_repo
         assert all(report[instruction] > 0 for instruction in ("HGMMA", "UTMALDG", "UTMASTG")), report
         if "backward" in report["kernel"]:  # a pair of blocks after the other
             assert max(report["exponentials_while_multiplying"]) >= 32, report
+
+
+def test_products_spill_nothing_fit_and_use_what_hopper_has(compiled: list[dict[str, Any]]) -> None:
+    found = [report for report in compiled if report["kernel"].startswith("product")]
+    assert len(found) == 6
+    for report in found:
+        assert report["warnings"] == [], report
+        assert report["spilled"] == 0, report
+        assert report["shared"] <= 232_448, report
+        assert all(report[instruction] > 0 for instruction in ("HGMMA", "UTMALDG", "USETMAXREG")), report
+        assert (report["UTMASTG"] > 0) == (
+            report["kernel"].startswith("product gated ") and "back" not in report["kernel"]
+        )

@@ -47,18 +47,27 @@ def config_of(name: str, **changes: Any) -> TrainConfig:
             {"compile": '"blocks"'},
             "Hopper cross-entropy, RMSNorm backward, RMSNorm forward, embedding, hopper attention, rotation",
         ),
-        ("gpt2_small.json", {}, "Hopper cross-entropy, hopper attention, rotation, swiglu"),
-        ("config.json", {}, "Hopper cross-entropy, short attention backward, short attention forward, swiglu"),
+        (
+            "gpt2_small.json",
+            {},
+            "Hopper cross-entropy, gated product, gated product backward, hopper attention, turned product",
+        ),
+        (
+            "config.json",
+            {},
+            "Hopper cross-entropy, gated product, gated product backward, short attention backward, "
+            "short attention forward",
+        ),
         (
             "config.json",
             {"model.context_length": 1024, "model.heads": 8, "model.checkpointing": "full"},
-            "Hopper cross-entropy, hopper attention, rotation, swiglu",
+            "Hopper cross-entropy, gated product, gated product backward, hopper attention, turned product",
         ),
         (
             "config.json",
             {"model.vocab_size": 500, "compile": "false"},
-            "RMSNorm backward, RMSNorm forward, cross-entropy, embedding, "
-            "short attention backward, short attention forward, swiglu",
+            "RMSNorm backward, RMSNorm forward, cross-entropy, embedding, gated product, gated product backward, "
+            "short attention backward, short attention forward",
         ),
         ("config.json", {"data.documents": "packed"}, ""),
     ],
@@ -82,7 +91,7 @@ def test_what_cannot_be_foreseen_does_not_stop_a_run(monkeypatch: pytest.MonkeyP
     begin_kernels(config_of("config.json"), torch.device("cpu"), torch.float32)
     assert not begun
     begin_kernels(config_of("config.json"), CUDA, torch.bfloat16)
-    assert len(begun.pop()) == 4
+    assert len(begun.pop()) == 5
     with_plugin = config_of("config.json").model_copy(update={"plugins": ("plugin.py",)})
     begin_kernels(with_plugin, CUDA, torch.bfloat16)
     assert not begun
