@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shlex
+import stat
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -175,16 +176,23 @@ class RunFolder:
 
         That is a link which leads out of the folder, and a pipe or device.
         """
-        for path in self.path.rglob("*"):
-            if path.is_symlink() and leads_out(path, self.path):
-                raise CheckpointError(
-                    f"{path} is a link that leads out of the run",
-                    hint="put what it names in its place, or copy the run with `cp -rL`",
-                )
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise CheckpointError(
-                    f"{path} is neither a file nor a folder", hint=f"move it away: `mv {path} {path}.kept`"
-                )
+        for folder, folders, files in os.walk(
+            self.path
+        ):  # passes over what a run that trains there takes away meanwhile
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and leads_out(path, self.path):
+                    raise CheckpointError(
+                        f"{path} is a link that leads out of the run",
+                        hint="put what it names in its place, or copy the run with `cp -rL`",
+                    )
+                try:
+                    kind = path.stat().st_mode
+                except OSError:
+                    continue
+                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                    raise CheckpointError(
+                        f"{path} is neither a file nor a folder", hint=f"move it away: `mv {path} {path}.kept`"
+                    )
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint after ``step`` steps."""

@@ -67,3 +67,24 @@ def test_a_run_that_trains_cannot_be_resumed(train_tiny: Train) -> None:
     assert len(refused) == 1
     assert second.status == "finished"
     assert not list(folder.glob(f"*/{lock_of(Path(TRAINING))}"))
+
+
+def test_a_checkpoint_that_moves_while_a_second_one_looks_is_no_trap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints" / ".step-000002.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-000002.tmp" / "model.safetensors").touch()
+    (tmp_path / "checkpoints" / "latest").touch()
+    scandir, status = os.scandir, Path.stat
+
+    def gone(place: str | Path) -> None:
+        if str(place).endswith((".tmp", "latest")):
+            raise FileNotFoundError(place)
+
+    monkeypatch.setattr(os, "scandir", lambda place: gone(place) or scandir(place))
+    monkeypatch.setattr(Path, "stat", lambda path, **how: gone(path) or status(path, **how))
+    RunFolder(tmp_path).refuse_traps()
+    monkeypatch.undo()
+    os.mkfifo(tmp_path / "checkpoints" / "pipe")
+    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+        RunFolder(tmp_path).refuse_traps()
