@@ -10,9 +10,9 @@ implementation must move, each input read once and each output written once, and
 reaches in the same run. The head with its loss and attention are arithmetic: they have TFLOP/s instead. The error is
 that of outputs and gradients against float64, at no more than `JUDGED_ROWS` rows.
 
-Attention that turns its queries and keys itself has a plain version that turns them in PyTorch and then calls our
-`flash_attention`, eager and compiled. So its ratio tells what fusing the two saves; whether the attention in it is fast
-is for `lfs bench attention` to say.
+Attention that turns its queries and keys itself, or has the product before it turn them, has a plain version that turns
+them in PyTorch and then calls our `flash_attention`, eager and compiled. So its ratio tells what fusing them saves;
+whether the attention in it is fast is for `lfs bench attention` to say.
 
 Without a GPU the kernels cannot run: then ours is the same steps in PyTorch, and a note says so.
 """
@@ -28,16 +28,18 @@ from torch import Tensor
 from lfs_cli.benchmarks.measure import BENCHMARKS, Bench, Candidate, Row, describe_failure
 from lfs_cli.benchmarks.optimizer import weight_shapes
 from lfs_cli.config import BenchConfig, KernelsBench
+from lfs_cli.kernels import product
 from lfs_cli.kernels.adamw import AdamWTensors
 from lfs_cli.kernels.clip import length_and_factor, reference_length_and_factor
 from lfs_cli.kernels.embedding import look_up, reference_look_up
 from lfs_cli.kernels.flash_attention import flash_attention, unpacked
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy
 from lfs_cli.kernels.operation import unavailable_reason
+from lfs_cli.kernels.product import gated_layer
 from lfs_cli.kernels.reference_attention import reference_attention
 from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
-from lfs_cli.kernels.rotary_attention import rotary_attention
+from lfs_cli.kernels.rotary_attention import project_and_attend, rotary_attention
 from lfs_cli.kernels.self_check import relative_errors
 from lfs_cli.kernels.swiglu import reference_activation, relu2, silu, swiglu
 from lfs_cli.model.rope import RotaryEmbedding
@@ -169,8 +171,49 @@ def _rotary_attention(asked: KernelsBench, rows: int, randn: Callable[..., Tenso
     return Case(ours, plain, [qkv_BTC, *weights], products=(flops, 5 * flops // 2), plain_note=SAME_ATTENTION)
 
 
+def _project_and_attend(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+    (B, T), H, C = _lengths(rows), asked.width // HEAD_DIM, asked.width
+    angles = _angles(T, randn(1).device)
+
+    def ours(x_BTC: Tensor, *weights: Tensor) -> Tensor:
+        if product.unavailable_reason(x_BTC.device, x_BTC.dtype, C, 3 * C):  # what a layer does there
+            return rotary_attention(x_BTC @ torch.cat(weights).T, *angles(x_BTC), heads=H, kv_heads=H)
+        return project_and_attend(x_BTC, weights, None, *angles(x_BTC), heads=H)
+
+    def plain(x_BTC: Tensor, *weights: Tensor) -> Tensor:
+        q, k, v = (x_BTC @ torch.cat(weights).T).unflatten(2, (3, H, HEAD_DIM)).unbind(2)
+        attend = reference_attention if x_BTC.dtype == torch.float64 else flash_attention
+        return attend(*reference_qk_norm_rope(q, k, *angles(x_BTC)), v)
+
+    weights = [_matrix(randn, H * HEAD_DIM, C) for _ in range(3)]
+    projection, attention = 2 * rows * C * 3 * H * HEAD_DIM, 2 * B * H * T**2 * HEAD_DIM
+    flops = projection + attention, 2 * projection + 5 * attention // 2
+    return Case(ours, plain, [randn(B, T, C), *weights], products=flops, plain_note=SAME_ATTENTION)
+
+
+def _gated_layer(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -> Case:
+    C, F = asked.width, _gates(asked.width)
+
+    def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return reference_activation("swiglu", x @ torch.cat((gate, up)).T) @ down.T
+
+    flops = 6 * rows * C * F
+    weights = [_matrix(randn, *shape) for shape in ((F, C), (F, C), (C, F))]
+    return Case(gated_layer, plain, [randn(rows, C), *weights], products=(flops, 2 * flops))
+
+
+def _matrix(randn: Callable[..., Tensor], rows: int, columns: int) -> Tensor:
+    """Return a matrix that keeps the size of what it multiplies."""
+    return (randn(rows, columns) / columns**0.5).detach().requires_grad_()
+
+
+def _gates(width: int) -> int:
+    """Return the gates of a layer of so many channels."""
+    return (8 * width // 3 // 64 or 1) * 64
+
+
 def _activation(asked: KernelsBench, rows: int, randn: Callable[..., Tensor], *, kind: str) -> Case:
-    width = (8 * asked.width // 3 // 64 or 1) * 64 if kind == "swiglu" else 4 * asked.width
+    width = _gates(asked.width) if kind == "swiglu" else 4 * asked.width
     inputs = 2 if kind == "swiglu" else 1
     return Case(
         {"swiglu": swiglu, "silu": silu, "relu2": relu2}[kind],
@@ -199,7 +242,7 @@ def _loss(
     return Case(
         lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z_loss),
         plain,
-        [hidden, (randn(asked.vocab_size, asked.width) / asked.width**0.5).detach().requires_grad_()],
+        [hidden, _matrix(randn, asked.vocab_size, asked.width)],
         products=(flops, 2 * flops),
         computes_early=True,
     )
@@ -216,6 +259,8 @@ KERNELS: dict[str, Build] = {
     "qk_norm_rope": partial(_rope, norm=True),
     "rotary_attention": _rotary_attention,
     "qk_norm_rotary_attention": partial(_rotary_attention, norm=True),
+    "project_and_attend": _project_and_attend,
+    "gated_layer": _gated_layer,
     "swiglu": partial(_activation, kind="swiglu"),
     "silu": partial(_activation, kind="silu"),
     "relu2": partial(_activation, kind="relu2"),
@@ -233,6 +278,9 @@ def bench_kernels(settings: BenchConfig, bench: Bench) -> list[Row]:
     reason = unavailable_reason(bench.device.type, bench.dtype)
     if reason is not None:
         bench.on_note(f"no kernel runs here: {reason}; `lfs` is the same steps in PyTorch")
+    joined = product.unavailable_reason(bench.device, bench.dtype, asked.width, 3 * asked.width)
+    if reason is None and joined is not None:
+        bench.on_note(f"gated_layer and project_and_attend are separate operations here: {joined}")
     compiles = on_gpu if asked.compile == "auto" else asked.compile
     bandwidth = _bandwidth(bench)
     found: list[Row] = []

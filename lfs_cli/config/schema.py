@@ -39,6 +39,8 @@ KernelName = Literal[
     "qk_norm_rope",
     "rotary_attention",
     "qk_norm_rotary_attention",
+    "project_and_attend",
+    "gated_layer",
     "swiglu",
     "silu",
     "relu2",

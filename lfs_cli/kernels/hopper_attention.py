@@ -238,7 +238,7 @@ def forward(
     o_BTHD = torch.empty((B, T, H, D), dtype=q_BTHD.dtype, device=q_BTHD.device)
     L_BHT = torch.empty((B, H, T), dtype=torch.float32, device=q_BTHD.device)
     block_t = 64 * tile.warpgroups
-    programs = min(programs or _processors(q_BTHD.device), B * H * -(-T // block_t))
+    programs = min(programs or processors(q_BTHD.device), B * H * -(-T // block_t))
     section = _section(H // G, S, D)
     order = _forward_order(T, S, B * H, section, block_t, tile.block_s, causal, programs, q_BTHD.device)
     if torch.cuda.is_current_stream_capturing():
@@ -306,7 +306,7 @@ def backward(
     blocks = -(-T // ROWS) + tile.at_once - 1  # pairs may begin at any block, and end past T
     L2, delta = torch.empty((2, B * H * blocks * ROWS), dtype=torch.float32, device=device)
     dq_sum = torch.empty((B * H, T, D), dtype=torch.float32, device=device)
-    programs = min(programs or _processors(device), B * G * -(-S // 128))
+    programs = min(programs or processors(device), B * G * -(-S // 128))
     section = _section(1, 4 * T * (H // G), D)  # q, do, a sum of dq as large as both, and room for what is read once
     order = _backward_order(T, S, B * G, section, H // G, causal, programs, device)
     if torch.cuda.is_current_stream_capturing():
@@ -428,7 +428,7 @@ def _tiles(block: tuple[int, ...], dtype: torch.dtype) -> Any:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     """Return how many a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 

@@ -4,6 +4,7 @@ The math is that of `rope.py`, of sums that `hopper_product.py` makes; read thes
 with them, while the next tile is multiplied. Both sums are heads, 256 channels of them; a thread has whole pairs.
 
 Numerics: as in `rope.py`, on sums that were rounded as it would find them.
+Limits:   those of `product.py`; heads of D channels, where D divides 128.
 """
 
 from lfs_cli.kernels.gluon_compatibility import gl, gluon
@@ -12,7 +13,10 @@ from lfs_cli.kernels.hopper_product import await_sums, load, make_work, multiply
 
 @gluon.jit
 def _finish(work, y_ptr, cos_ptr, sin_ptr, T, TURNED, R, N: gl.constexpr, D: gl.constexpr):
-    """The finisher: pairs of channels before TURNED by their angle, the others by none."""
+    """The finisher: pairs of channels before TURNED by their angle, the others by none.
+
+    Heads begin where sums do, or with one, so all sums of a row have the same angles.
+    """
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     PAIRS: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
     row = gl.arange(0, 64, gl.SliceLayout(1, ROWS))
@@ -24,24 +28,22 @@ def _finish(work, y_ptr, cos_ptr, sin_ptr, T, TURNED, R, N: gl.constexpr, D: gl.
         r_start, n_start = work.place(tile)
         for c in gl.static_range(2):
             r = r_start + 64 * c
-            t = (r + pair_row) % T
+            place = ((r + pair_row) % T)[:, None] * (D // 2) + (pair % (D // 2))[None, :]
+            turns = n_start < TURNED
+            cos = gl.load(cos_ptr + place, mask=turns, other=1.0)  # before the wait, which hides what it takes
+            sin = gl.load(sin_ptr + place, mask=turns, other=0.0)
             await_sums(work, c, turn)
             for half in gl.static_range(2):
                 n = n_start + 128 * half
-                channel = n + 2 * pair
-                place = t[:, None] * (D // 2) + (channel % D // 2)[None, :]
-                turns = (t < T)[:, None] & (channel < TURNED)[None, :]
-                cos = gl.load(cos_ptr + place, mask=turns, other=1.0)
-                sin = gl.load(sin_ptr + place, mask=turns, other=0.0)
-                x = work.sums.index(2 * c + half).load(ROWS).to(gl.float32)
-                even, odd = gl.split(gl.reshape(x, [64, 64, 2]))
+                x = work.sums.index(2 * c + half).load(ROWS)
+                at = y_ptr + (r.to(gl.int64) * N + n) + (row[:, None] * N + column[None, :])
+                inside = (row < R - r)[:, None] & (column < N - n)[None, :]
+                even, odd = gl.split(gl.reshape(x.to(gl.float32), [64, 64, 2]))
                 even = gl.convert_layout(even, PAIRS)
                 odd = gl.convert_layout(odd, PAIRS)
                 both = gl.join(even * cos - odd * sin, even * sin + odd * cos)
-                y = gl.convert_layout(gl.reshape(both, [64, 128]), ROWS)
-                at = y_ptr + (r.to(gl.int64) * N + n) + (row[:, None] * N + column[None, :])
-                inside = (row < R - r)[:, None] & (column < N - n)[None, :]
-                gl.store(at, y.to(y_ptr.dtype.element_ty), mask=inside)
+                both = gl.convert_layout(gl.reshape(both, [64, 128]), ROWS).to(x.dtype)
+                gl.store(at, gl.where((n + column < TURNED)[None, :], both, x), mask=inside)
             release_sums(work, c)
         turn += 1
 

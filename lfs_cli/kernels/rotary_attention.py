@@ -123,7 +123,7 @@ def project_and_attend(
 ) -> Tensor:
     """Return `rotary_attention` of what a product makes of ``x``, which turns on the way. Differentiable, once.
 
-    For where `product.unavailable_reason` has nothing against it.
+    It is for where `product.pays`; elsewhere it takes longer than the two by themselves.
 
     Args:
         x_BTC: (B, T, C), in the type of the product.
@@ -139,8 +139,19 @@ def project_and_attend(
 
     Returns:
         (B, T, H, D), contiguous.
+
+    Raises:
+        ValueError: For shapes or options that do not fit together.
     """
-    one_BT1D = x_BTC[..., :1, None].expand(-1, -1, -1, 2 * cos.shape[1])  # options depend on shapes alone
+    (B, T, C), (query, key, value), D = x_BTC.shape, weights, 2 * cos.shape[1]
+    fit = query.shape == (heads * D, C) and key.shape == value.shape == (len(key) // D * D, C)
+    if not fit or cos.shape != (T, D // 2) or sin.shape != cos.shape or not len(key) or heads * D % len(key):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (x_BTC, *weights, cos, sin))
+        raise ValueError(
+            f"expected x (B, T, C), matrices of H, G and G heads, (heads D, C) each, and cos and sin (T, D / 2), "
+            f"got {shapes} and {heads} heads"
+        )
+    one_BT1D = x_BTC[..., :1, None].expand(B, T, 1, D)  # options depend on shapes alone
     options = checked_options(one_BT1D, one_BT1D, causal, None, window, None, documents, None, implementation)
     return _ProjectAndAttend.apply(x_BTC, cast_NC, cos, sin, heads, options[0], options[1:], *weights)
 
@@ -161,7 +172,7 @@ class _ProjectAndAttend(torch.autograd.Function):
         matrix_NC, D = matrix_for(x_BTC, cast_NC, weights), 2 * cos.shape[1]
         turned = heads + len(weights[1]) // D
         qkv_RN = torch.ops.lfs.turned_product.default(as_rows(x_BTC), matrix_NC, cos, sin, turned)
-        qkv_BTMD = qkv_RN.view(*x_BTC.shape[:2], -1, D)
+        qkv_BTMD = qkv_RN.view(*x_BTC.shape[:2], len(matrix_NC) // D, D)
         o_BTHD, L_BHT = torch.ops.lfs.flash_attention.default(*unpacked(qkv_BTMD, heads), spans_2BT, *options)
         ctx.save_for_backward(x_BTC, matrix_NC, qkv_BTMD, o_BTHD, L_BHT, cos, sin, spans_2BT)
         ctx.options, ctx.rows = options, [len(weight) for weight in weights]
@@ -175,7 +186,7 @@ class _ProjectAndAttend(torch.autograd.Function):
         q_BTHD, k_BTGD, _ = unpacked(qkv_BTMD, o_BTHD.shape[2])
         tensors = *gradients, qkv_BTMD, q_BTHD, k_BTGD, None, o_BTHD, L_BHT, cos, sin, None, None
         dqkv_BTMD, _ = _backward_operation(*tensors, 0.0, spans_2BT, *ctx.options)
-        dqkv_RN = dqkv_BTMD.view(-1, len(matrix_NC))
+        dqkv_RN = dqkv_BTMD.view(x_BTC.shape[:2].numel(), len(matrix_NC))
         dx = (dqkv_RN @ matrix_NC).view(x_BTC.shape) if ctx.needs_input_grad[0] else None
         dweights: Sequence[Tensor | None] = [None for _ in ctx.rows]
         if any(ctx.needs_input_grad[7:]):

@@ -60,19 +60,13 @@ def unavailable_reason(
     count, as those of a trace may be others than those of the call: what is not `hopper_attention.is_aligned` has to be
     copied.
     """
-    reason = _no_hopper_reason(q_BTHD.device)
+    reason = no_hopper_reason(q_BTHD.device)
     if reason is not None:
         return reason
     asked = {"windows": window, "soft cap": softcap, "documents": documents}
     if missing := [name for name, value in asked.items() if value is not None]:
         return f"it has no {' and no '.join(missing)}"
     return "it is for causal attention" if not causal else _unfit(q_BTHD, k_BSGD)
-
-
-@torch.compiler.assume_constant_result
-def _no_hopper_reason(device: torch.device) -> str | None:
-    """Ask once where torch.compile traces, which cannot look at a GPU."""
-    return no_hopper_reason(device)
 
 
 def _unfit(q_BTHD: Tensor, k_BSGD: Tensor) -> str | None:

@@ -452,14 +452,12 @@ class Attention(nn.Module):
     def _turns_in_product(self, x_BTC: Tensor) -> bool:
         """Return whether the product that makes queries and keys turns them: not where something comes in between.
 
-        Nor where attention does it, of short sequences.
+        Nor for heads of 32 channels, which attention turns itself where sequences are short.
         """
         if self.query_norm is not None or self.value_mix is not None or self.head_dim not in HOPPER_HEAD_DIMS:
             return False
-        if not sums_wide(x_BTC) or x_BTC.shape[0] * x_BTC.shape[1] < product.ROWS:
-            return False
-        channels = sum(len(layer.weight) for layer in (self.query, self.key, self.value))
-        return _no_product_reason(x_BTC.device, compute_dtype(x_BTC), x_BTC.shape[2], channels) is None
+        columns = sum(len(layer.weight) for layer in (self.query, self.key, self.value))
+        return sums_wide(x_BTC) and product.pays(x_BTC, compute_dtype(x_BTC), columns, product.TURNED_ROWS)
 
     def _turned(self, q_BTHD: Tensor, k_BTGD: Tensor, positions: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Normalize queries and keys, and turn them by their positions, as far as this layer does either."""
@@ -474,12 +472,6 @@ class Attention(nn.Module):
             return q_BTHD, k_BTGD
         q_BHTD, k_BGTD = (self.rope(heads.transpose(1, 2), positions, start) for heads in (q_BTHD, k_BTGD))
         return q_BHTD.transpose(1, 2), k_BGTD.transpose(1, 2)
-
-
-@torch.compiler.assume_constant_result
-def _no_product_reason(device: torch.device, dtype: torch.dtype, *sizes: int) -> str | None:
-    """Ask once where torch.compile traces, which cannot look at a GPU."""
-    return product.unavailable_reason(device, dtype, *sizes)
 
 
 def _turns_by_kernel(q_BTHD: Tensor) -> bool:

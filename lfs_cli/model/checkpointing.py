@@ -4,7 +4,9 @@
     selective   keep the results of matrix products and of attention; norms, rotations and gates are computed again
     full        keep the input of each block only: about a third more work
 
-The second computation is the first one repeated, so losses and gradients are the same to the bit.
+The second computation is the first one repeated, so losses and gradients are the same to the bit. On Hopper GPUs
+`selective` has other kernels for gates, as those of `product.py` keep or forget a product and its gates together: their
+sums were the same to the bit in all shapes that were tried.
 
 Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016 (arXiv:1604.06174), section 3.
 """

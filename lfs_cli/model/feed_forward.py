@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels.operation import compute_dtype
-from lfs_cli.kernels.product import as_rows, gated_product, gated_product_backward, matrix_for, weight_gradient
+from lfs_cli.kernels.product import gated_layer, pays
 from lfs_cli.kernels.swiglu import swiglu
 from lfs_cli.model.layers import Linear, kept_cast, pays_to_stack, stacked, sums_wide
 from lfs_cli.registry import Registry
@@ -70,50 +70,20 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_joined and sums_wide(x):
-            stacks = (self.gate, self.up), (self.down,)
-            casts = (kept_cast(x, layers) for layers in stacks)
-            return _Gated.apply(x.to(compute_dtype(x)), *casts, *(layer.weight for layer in sum(stacks, ())))
+        if self._joins(x):
+            casts = kept_cast(x, (self.gate, self.up)), kept_cast(x, (self.down,))
+            return gated_layer(x.to(compute_dtype(x)), self.gate.weight, self.up.weight, self.down.weight, *casts)
         if pays_to_stack(x):
             return self.down(swiglu(stacked(x, (self.gate, self.up))))
         return self.down(silu(self.gate(x)) * self.up(x))
 
-
-class _Gated(torch.autograd.Function):
-    """The whole of `SwiGLU`, so that its gate is taken by the product before it, in both directions.
-
-    Keeps what its parts would keep.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        gate_up_cast: Tensor | None,
-        down_cast: Tensor | None,
-        gate: Tensor,
-        up: Tensor,
-        down: Tensor,
-    ) -> Tensor:
-        gate_up_NC, down_CF = matrix_for(x, gate_up_cast, (gate, up)), matrix_for(x, down_cast, (down,))
-        a_RN, y_RF = gated_product(as_rows(x), gate_up_NC)
-        ctx.save_for_backward(x, gate_up_NC, down_CF, a_RN, y_RF)
-        return (y_RF @ down_CF.T).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    # pyrefly: ignore[bad-override]  torch types this decorator more loosely than the method
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate_up_NC, down_CF, a_RN, y_RF = ctx.saved_tensors
-        do_RC = as_rows(gradients[0])
-        *_, gate_wanted, up_wanted, down_wanted = ctx.needs_input_grad
-        ddown = weight_gradient(do_RC, y_RF) if down_wanted else None
-        da_RN = gated_product_backward(do_RC, down_CF, a_RN)
-        dx = (da_RN @ gate_up_NC).view(x.shape) if ctx.needs_input_grad[0] else None
-        dgate = dup = None
-        if gate_wanted or up_wanted:
-            dgate, dup = weight_gradient(da_RN, as_rows(x)).chunk(2)
-        return dx, None, None, dgate, dup, ddown
+    def _joins(self, x: Tensor) -> bool:
+        """Return whether one operation does it all: it calls no layer, so only where these are what they seem."""
+        down = self.down
+        is_plain = all(type(layer) is Linear for layer in (self.gate, self.up, down))
+        if not (self.is_joined and is_plain) or down._forward_hooks or down._forward_pre_hooks:
+            return False
+        return sums_wide(x) and pays(x, compute_dtype(x), len(self.gate.weight))
 
 
 @FEED_FORWARDS.register("silu")

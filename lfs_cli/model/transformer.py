@@ -71,7 +71,7 @@ class Block(nn.Module):
         )
         self.feed_forward_norm = NORMS.create(config.norm, config.width, config.norm_epsilon)
         self.feed_forward = FEED_FORWARDS.create(config.feed_forward, config.width, config.feed_forward_width)
-        if type(self.feed_forward) is SwiGLU:
+        if isinstance(self.feed_forward, SwiGLU):
             self.feed_forward.is_joined = config.checkpointing != "selective"  # which keeps products, and no gates
         self.skip_mix = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_skip else None
         if config.zero_init:

@@ -13,12 +13,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from lfs_cli.kernels import product as product_kernels
 from lfs_cli.kernels.embedding import look_up
 from lfs_cli.kernels.flash_attention import flash_attention
 from lfs_cli.kernels.linear_cross_entropy import HOPPER_VOCABULARIES, linear_cross_entropy
+from lfs_cli.kernels.product import gated_layer
 from lfs_cli.kernels.rms_norm import add_rms_norm, rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope
-from lfs_cli.kernels.rotary_attention import rotary_attention
+from lfs_cli.kernels.rotary_attention import project_and_attend, rotary_attention
 from lfs_cli.kernels.swiglu import swiglu
 from lfs_cli.model.rope import RotaryEmbedding
 from lfs_cli.optimizers import AdamW, Muon, clip_scale
@@ -96,6 +98,12 @@ def main() -> None:
         attend = lambda qkv, turn=turn: rotary_attention(qkv, *turn, heads=3, kv_heads=3)  # noqa: E731  shorter so
         differentiate(f"turned attention, T = {T}", attend, drawn(100 if ON_GPU else 1, T, 9 * 32))
     differentiate("SwiGLU", swiglu, drawn(300, 2 * 136))
+    rows = product_kernels.ROWS if ON_GPU else 10  # from where on Hopper GPUs have them
+    for C, F in ((72, 136), (64, 512)):
+        differentiate(f"gated layer, {C=} {F=}", gated_layer, drawn(rows + 3, C), *all_drawn(((F, C), (F, C), (C, F))))
+    whole = lambda x, *weights: project_and_attend(x, weights, None, cos, sin, heads=2)  # noqa: E731  shorter so
+    x = drawn(rows // 300 + 1, 300, 72)
+    differentiate("turned product, attention", whole, x, *all_drawn(((128, 72), (64, 72), (64, 72))))
     differentiate("RMSNorm", rms_norm, drawn(300, 100), drawn(100))
     tokens = torch.arange(700, device=DEVICE) ** 2 % 40 // 3  # runs within chunks and over many
     look = lambda *tables: tuple(look_up(tokens, tables, [DTYPE] * 2))  # noqa: E731  shorter so

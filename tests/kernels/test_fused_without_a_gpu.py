@@ -11,7 +11,7 @@ from test_kernels_without_a_gpu import faults, python
 
 TESTS = ("test_linear_cross_entropy", "test_rms_norm", "test_rope_kernel", "test_swiglu", "test_adamw_kernel")
 TESTS += ("test_adamw_optimizer", "test_muon_kernel", "test_rotary_attention", "test_embedding_kernel")
-TESTS += ("test_foreseen_checks", "test_clip_kernel", "test_kept_casts")
+TESTS += ("test_foreseen_checks", "test_clip_kernel", "test_kept_casts", "test_product")
 
 
 @pytest.mark.skipif(bool(os.environ.get("TRITON_INTERPRET")), reason="run directly")

@@ -1,5 +1,6 @@
 """Two trainings never write into one run folder, and a process that dies leaves no lock."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_a_checkpoint_that_moves_while_a_second_one_looks_is_no_trap(
 
     def gone(place: str | Path) -> None:
         if str(place).endswith((".tmp", "latest")):
-            raise FileNotFoundError(place)
+            raise FileNotFoundError(errno.ENOENT, "it is gone", str(place))
 
     monkeypatch.setattr(os, "scandir", lambda place: gone(place) or scandir(place))
     monkeypatch.setattr(Path, "stat", lambda path, **how: gone(path) or status(path, **how))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lfs_cli.config import TrainConfig, load_config
-from lfs_cli.kernels import hopper_attention, operation, self_check, short_attention
+from lfs_cli.kernels import hopper_attention, operation, self_check
 from lfs_cli.model import Transformer
 from lfs_cli.optimizers import OPTIMIZERS
 from lfs_cli.training import ahead
@@ -29,7 +29,6 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(operation, "_no_hopper_reason", lambda device: None if device.type == "cuda" else "it is none")
-    monkeypatch.setattr(short_attention, "_no_hopper_reason", operation.no_hopper_reason)
     monkeypatch.setattr(hopper_attention, "is_aligned", lambda _: True)
     monkeypatch.setattr(ahead, "_checks_of_optimizers", lambda *_: {})  # they need memory
 
