@@ -11,9 +11,9 @@ the trace has the kernels for norms, rotations and gates, which keep what torch.
 cheap. On a CPU a compiled step has that of norms; some of what the compiler saves with `relu2` or checkpointing stays
 unseen.
 
-On one H200, compiled, 2026-11-29, steps of gpt2_small.json with 32 sequences held 11.9 GB beside weights and state, of
-which 11.8 are foreseen; those of speedrun.json, a day later, 8.7, and 9.1 are foreseen. Kernels for Hopper GPUs may
-keep less than others: config.json held 2.59 GB there, and 2.9 without that of `short_attention.py`.
+On one H200, compiled, 2026-11-30, steps of gpt2_small.json with 32 sequences held 10.7 GB beside weights and state, as
+foreseen; those of speedrun.json 8.7, and 9.1 are foreseen. Kernels for Hopper GPUs may keep less than others: the first
+held 11.9 GB before `product.py` turned queries and keys, and config.json 2.59, and 2.9 without `short_attention.py`.
 """
 
 from collections.abc import Callable

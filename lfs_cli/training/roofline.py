@@ -15,10 +15,10 @@ AdamW is one kernel. Muon is counted as the operations that stand in for its ker
 Calibrated on one H100 80GB (SXM), 2026-11, torch 2.11: on matrix products of a GPT-2-small step (671 TFLOP/s, smallest
 dimension 768, and 798 for 8192), the attention kernels of lfs alone (0.18 and 0.52 ms for 32 x 12 heads of 64 channels
 and 1024 positions) and a copy (3.0 TB/s). On one H200: for products of config.json (677 TFLOP/s, smallest dimension
-512; the constants are at most 4 % off all three), and for the host, on that config without graphs (14.2 ms a step).
-Other GPUs are scaled by their data sheets. Compared with whole steps of one H200, 2026-11-30, torch 2.11:
-gpt2_small.json with 32 sequences took 54.5 ms, and 54.5 are foreseen; config.json 8.2 and 9.7; speedrun.json 36.6 and
-40.8. Elsewhere no step was compared, and the precision is not known.
+512; the constants are at most 4 % off all three), and for the host, on that config without graphs (14.2 ms a step; 12.2
+since, and 11.8 foreseen). Other GPUs are scaled by their data sheets. Compared with whole steps of one H200,
+2026-11-30, torch 2.11: gpt2_small.json with 32 sequences took 52.7 ms, and 51.1 are foreseen; config.json 8.1 and 9.1;
+speedrun.json 36.6 and 40.8. Elsewhere no step was compared, and the precision is not known.
 """
 
 from collections.abc import Callable
