@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from lfs_cli.cli.app import app
 from lfs_cli.config import ModelConfig, OptimizerGroup, ScheduleConfig, TrainConfig, load_config
 from lfs_cli.corpus.batches import document_lengths
-from lfs_cli.model import Transformer, cross_entropy, next_token_loss
+from lfs_cli.kernels import product, self_check
+from lfs_cli.model import Transformer, cross_entropy, feed_forward, next_token_loss
 from lfs_cli.model.device import as_written, precision
 from lfs_cli.optimizers import Optimizer, adamw, build_optimizers, build_schedule, muon
 from lfs_cli.runs import setup
@@ -110,14 +111,15 @@ def test_the_compiled_step_gives_the_losses_of_the_plain_one() -> None:
     assert compiled == pytest.approx(plain_losses(True), rel=2e-3, abs=1e-3)
 
 
-def losses_by(path: str, device: torch.device) -> torch.Tensor:
+def losses_by(path: str, device: torch.device, *, qk_norm: bool = True) -> torch.Tensor:
     """Train a model of another size in bfloat16 for 200 steps, and return their losses.
 
     Args:
         path: `fast` for kernels, stacked products, compiler, graphs and the update in one launch; `plain` for none.
         device: Where.
+        qk_norm: As in a config; with it no product turns queries and keys.
     """
-    shape = {"vocab_size": 512, "context_length": 128, "width": 128, "layers": 3, "heads": 2, "qk_norm": True}
+    shape = {"vocab_size": 512, "context_length": 128, "width": 128, "layers": 3, "heads": 2, "qk_norm": qk_norm}
     torch.manual_seed(0)
     model = Transformer(ModelConfig(**shape, attention="auto" if path == "fast" else "reference")).to(device)
     build = build_optimizers if path == "fast" else optimizers_one_by_one
@@ -156,6 +158,24 @@ def test_the_fast_path_of_a_gpu_gives_the_losses_of_the_plain_one() -> None:
     fast, plain = (losses_by(path, torch.device("cuda")) for path in ("fast", "plain"))
     assert plain[-10:].mean() < 0.8 * plain[:10].mean()
     torch.testing.assert_close(fast, plain, rtol=0.01, atol=0.01)  # a few roundings of bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of compilers
+def test_on_a_hopper_gpu_products_that_gate_and_turn_train_as_separate_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    if product.unavailable_reason(torch.device("cuda"), torch.bfloat16, 128, 384):
+        pytest.skip("there is no Hopper GPU")
+    found = []
+    for is_joined in (True, False):
+        for module in (product, feed_forward):  # whatever the size
+            monkeypatch.setattr(module, "pays", lambda *_, answer=is_joined: answer)
+        torch._dynamo.reset()
+        found.append(losses_by("fast", torch.device("cuda"), qk_norm=False))
+    joined, apart = found
+    assert apart[-10:].mean() < 0.8 * apart[:10].mean()
+    torch.testing.assert_close(joined, apart, rtol=0.01, atol=0.01)
+    assert {"gated product", "gated product backward", "turned product"} <= {case[0] for case in self_check._verdicts}
 
 
 SPEEDRUN = {
