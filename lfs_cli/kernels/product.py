@@ -124,7 +124,7 @@ def matrix_for(x: Tensor, cast: Tensor | None, weights: Sequence[Tensor]) -> Ten
 @operation("weight_gradient")
 def weight_gradient(dy_RN: Tensor, x_RC: Tensor) -> Tensor:
     """Return the gradient of a matrix, dy^T x, (N, C), in float32."""
-    if not dy_RN.is_cuda:  # no product of narrow numbers is wide on other devices
+    if not dy_RN.is_cuda or dy_RN.dtype not in (torch.bfloat16, torch.float16):  # no other product widens what it sums
         return dy_RN.T.float() @ x_RC.float()
     return torch.mm(dy_RN.T, x_RC, out_dtype=torch.float32)
 
