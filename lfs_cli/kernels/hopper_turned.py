@@ -15,7 +15,7 @@ from lfs_cli.kernels.hopper_product import await_sums, load, make_work, multiply
 def _finish(work, y_ptr, cos_ptr, sin_ptr, T, TURNED, R, N: gl.constexpr, D: gl.constexpr):
     """The finisher: pairs of channels before TURNED by their angle, the others by none.
 
-    Heads begin where sums do, or with one, so all sums of a row have the same angles.
+    A sum is a whole head or several, so all sums of a row have the same angles.
     """
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     PAIRS: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
