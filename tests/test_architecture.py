@@ -142,6 +142,10 @@ def test_importing_lfs_imports_nothing() -> None:
     assert run_python("import sys, lfs_cli; print([m for m in sys.modules if m.startswith('lfs_cli.')])") == "[]\n"
 
 
+def test_optimizers_do_without_the_compiler_of_torch() -> None:
+    assert run_python("import sys, lfs_cli.optimizers; print('torch._dynamo' in sys.modules)") == "False\n"
+
+
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\nfrom lfs_cli.cli.app import app\n"

@@ -35,7 +35,6 @@ from lfs_cli.kernels.embedding import look_up, reference_look_up
 from lfs_cli.kernels.flash_attention import flash_attention, unpacked
 from lfs_cli.kernels.linear_cross_entropy import linear_cross_entropy
 from lfs_cli.kernels.operation import unavailable_reason
-from lfs_cli.kernels.product import gated_layer
 from lfs_cli.kernels.reference_attention import reference_attention
 from lfs_cli.kernels.rms_norm import add_rms_norm, reference_rms_norm, rms_norm
 from lfs_cli.kernels.rope import qk_norm_rope, reference_qk_norm_rope
@@ -199,7 +198,7 @@ def _gated_layer(asked: KernelsBench, rows: int, randn: Callable[..., Tensor]) -
 
     flops = 6 * rows * C * F
     weights = [_matrix(randn, *shape) for shape in ((F, C), (F, C), (C, F))]
-    return Case(gated_layer, plain, [randn(rows, C), *weights], products=(flops, 2 * flops))
+    return Case(product.gated_layer, plain, [randn(rows, C), *weights], products=(flops, 2 * flops))
 
 
 def _matrix(randn: Callable[..., Tensor], rows: int, columns: int) -> Tensor:
@@ -278,13 +277,14 @@ def bench_kernels(settings: BenchConfig, bench: Bench) -> list[Row]:
     reason = unavailable_reason(bench.device.type, bench.dtype)
     if reason is not None:
         bench.on_note(f"no kernel runs here: {reason}; `lfs` is the same steps in PyTorch")
-    joined = product.unavailable_reason(bench.device, bench.dtype, asked.width, 3 * asked.width)
-    if reason is None and joined is not None:
-        bench.on_note(f"gated_layer and project_and_attend are separate operations here: {joined}")
+    names = asked.names or (*KERNELS, "adamw", "clip")
+    apart = product.unavailable_reason(bench.device, bench.dtype, asked.width, 3 * asked.width)
+    if reason is None and apart is not None and not {"gated_layer", "project_and_attend"}.isdisjoint(names):
+        bench.on_note(f"gated_layer and project_and_attend are separate operations here: {apart}")
     compiles = on_gpu if asked.compile == "auto" else asked.compile
     bandwidth = _bandwidth(bench)
     found: list[Row] = []
-    for name in asked.names or (*KERNELS, "adamw", "clip"):
+    for name in names:
         if name == "adamw":
             shown = _bench_adamw(asked, settings.seed, bench)
         elif name == "clip":

@@ -165,7 +165,8 @@ class ModelConfig(Settings):
 
     checkpointing: Literal["none", "selective", "full"] = "none"
     """What training computes again on the way back, for less memory: nothing, all but matrix products and attention, or
-    each block from its input. Losses and gradients are the same to the bit."""
+    each block from its input. Losses and gradients are the same to the bit; with `selective` on a Hopper GPU, as far as
+    two kernels round alike, which they did in all shapes tried."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "ModelConfig":

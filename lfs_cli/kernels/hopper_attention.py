@@ -376,6 +376,15 @@ def check_options(step: str, q_BTHD: Tensor, *, causal: bool) -> dict[str, Any]:
     return {"programs": 1} | forward
 
 
+@torch.compiler.assume_constant_result
+def no_hopper_reason_in_trace(device: torch.device) -> str | None:
+    """Do what `no_hopper_reason` does, once where torch.compile traces, which cannot look at a GPU.
+
+    Here, as this decorator imports much of torch that optimizers do without.
+    """
+    return no_hopper_reason(device)
+
+
 def is_aligned(x: Tensor) -> bool:
     """Return whether rows are contiguous and begin at multiples of 16 bytes, as the copy engine asks.
 

@@ -138,7 +138,6 @@ def unavailable_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot look at a GPU while it traces
 def no_hopper_reason(device: torch.device) -> str | None:
     """Say why kernels for Hopper GPUs, which are written in Gluon, cannot run on ``device``, or None when they can."""
     return None if _assumed.hopper else _no_hopper_reason(device)

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lfs_cli.kernels import rope, swiglu
-from lfs_cli.kernels.hopper_attention import describe, layout_of, processors
-from lfs_cli.kernels.operation import no_hopper_reason, operation
+from lfs_cli.kernels.hopper_attention import describe, layout_of, no_hopper_reason_in_trace, processors
+from lfs_cli.kernels.operation import operation
 from lfs_cli.kernels.self_check import LARGEST_ERROR, is_trusted, relative_errors
 
 ROWS, TURNED_ROWS = 4096, 8192
@@ -140,7 +140,7 @@ def gated_product(x_RC: Tensor, gate_up_NC: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         x_RC: (R, C), bfloat16 or float16 where it is to be fast.
-        gate_up_NC: (2 F, C), contiguous: the matrix of gates, then that of factors.
+        gate_up_NC: (2 F, C): the matrix of gates, then that of factors.
 
     Returns:
         Gates and factors (R, 2 F), and y (R, F).
@@ -165,8 +165,8 @@ def gated_product_backward(do_RC: Tensor, down_CF: Tensor, gate_up_RN: Tensor) -
 
     Args:
         do_RC: (R, C). The gradient of y V^T.
-        down_CF: (C, F), contiguous: V.
-        gate_up_RN: (R, 2 F), contiguous.
+        down_CF: (C, F): V.
+        gate_up_RN: (R, 2 F).
     """
     F = down_CF.shape[1]
     if _is_usable(do_RC, F) and _is_right("gated product backward", _gated_backward_errors, do_RC, F):
@@ -185,9 +185,9 @@ def turned_product(x_RC: Tensor, matrix_NC: Tensor, cos: Tensor, sin: Tensor, he
 
     Args:
         x_RC: (R, C): sequences of T positions, one after the other.
-        matrix_NC: (N, C), contiguous.
-        cos: (T, D / 2), float32, contiguous, of each position.
-        sin: (T, D / 2), float32, contiguous.
+        matrix_NC: (N, C).
+        cos: (T, D / 2), float32, of each position.
+        sin: (T, D / 2), float32.
         heads: How many heads of D channels are turned. What follows stays as it is.
     """
     N, D = len(matrix_NC), 2 * cos.shape[1]
@@ -222,7 +222,7 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype, *channels: int)
         dtype: Of x.
         channels: C, and those of the result.
     """
-    reason = no_hopper_reason(device)
+    reason = no_hopper_reason_in_trace(device)
     if reason is not None:
         return reason
     if dtype not in (torch.bfloat16, torch.float16):

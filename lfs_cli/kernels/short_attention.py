@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfs_cli.kernels.hopper_attention import LOG2_E, describe, pairs_layout
-from lfs_cli.kernels.operation import no_hopper_reason
+from lfs_cli.kernels.hopper_attention import LOG2_E, describe, no_hopper_reason_in_trace, pairs_layout
 
 HEAD_DIM = 32
 SHORTEST, LONGEST = 65, 256
@@ -60,7 +59,7 @@ def unavailable_reason(
     count, as those of a trace may be others than those of the call: what is not `hopper_attention.is_aligned` has to be
     copied.
     """
-    reason = no_hopper_reason(q_BTHD.device)
+    reason = no_hopper_reason_in_trace(q_BTHD.device)
     if reason is not None:
         return reason
     asked = {"windows": window, "soft cap": softcap, "documents": documents}

@@ -17,6 +17,7 @@ Layout:   one program owns BLOCK numbers of y, counted through all rows, so that
           reads the gradient in one piece. F is known to the compiler, as a division by it would take longer than the
           rest.
 Traffic:  swiglu reads 2 F and writes F numbers a row; backward reads 3 F and writes 2 F.
+Where:    on a GPU in training; on Hopper GPUs and for many rows `product.py` has SwiGLU behind the product before it.
 Limits:   float32, bfloat16 or float16. PyTorch does the rest: float64, other devices, no Triton, and whatever the
           kernels do wrong in the self-check, once a process for each kind and type.
 Measured: with `rope.py`, see there. Alone beside the compiler, by `lfs bench kernels`: forward 1.00, backward 1.37

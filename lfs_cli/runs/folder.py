@@ -176,9 +176,8 @@ class RunFolder:
 
         That is a link which leads out of the folder, and a pipe or device.
         """
-        for folder, folders, files in os.walk(
-            self.path
-        ):  # passes over what a run that trains there takes away meanwhile
+        # Passes over what a run that trains there takes away meanwhile
+        for folder, folders, files in os.walk(self.path):
             for path in (Path(folder, name) for name in (*folders, *files)):
                 if path.is_symlink() and leads_out(path, self.path):
                     raise CheckpointError(

@@ -320,7 +320,7 @@ def short_backward(q, k, v, o, L, do, cos, sin, scale, *, dq, dk, dv) -> None:
 def launched(monkeypatch: pytest.MonkeyPatch, forgets_checks: None) -> list[str]:
     """A machine with kernels for short sequences, made of the definitions; and which of them run, in order."""
     names: list[str] = []
-    monkeypatch.setattr(short_attention, "no_hopper_reason", lambda _: None)
+    monkeypatch.setattr(short_attention, "no_hopper_reason_in_trace", lambda _: None)
     for name, kernel in (("forward", short_forward), ("backward", short_backward)):
         run = lambda *x, name=name, kernel=kernel, **how: names.append(name) or kernel(*x, **how)  # noqa: E731
         monkeypatch.setattr(short_attention, name, run)

@@ -241,7 +241,7 @@ SHORT = "short kernel, rotation included; without gradients triton kernel; not h
     ids=str,
 )
 def test_the_kernel_for_short_sequences_is_named_or_why_it_is_not_taken(gpu, monkeypatch, name, how, reason) -> None:
-    monkeypatch.setattr("lfs_cli.kernels.short_attention.no_hopper_reason", lambda _: None)
+    monkeypatch.setattr("lfs_cli.kernels.short_attention.no_hopper_reason_in_trace", lambda _: None)
     how = {"heads": 4, "length": 256, "rotates": True, **how}
     backend, why = resolve_attention(name, "cuda", torch.bfloat16, 32, **how)
     portable = "triton kernel; not hopper: head dimension 32 is not 64"

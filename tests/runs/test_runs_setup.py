@@ -61,7 +61,7 @@ def test_the_reason_tells_of_layers_with_and_without_a_window(
 def test_the_reason_tells_whether_one_kernel_turns_and_attends(
     gpu: None, monkeypatch: pytest.MonkeyPatch, change: dict, reason: str
 ) -> None:
-    monkeypatch.setattr("lfs_cli.kernels.short_attention.no_hopper_reason", lambda _: None)
+    monkeypatch.setattr("lfs_cli.kernels.short_attention.no_hopper_reason_in_trace", lambda _: None)
     sizes = {"model__width": 64, "model__heads": 2, "model__context_length": 128}
     assert setup.resolve(tiny(device="cuda", dtype="bfloat16", **sizes, **change))[2:] == ("flash", reason)
 
